@@ -1,0 +1,189 @@
+"""The bundled task: from a customer's message to a support ticket. `python data/make_tickets.py` writes data/tickets/.
+
+A message such as
+
+    Hi there, My sister has the steam iron and is happy with it. The Kelm X3 router turns itself off every few
+    minutes. The order number is KX7731. I want my money back. No rush. Thanks, Mara
+
+becomes one JSON object, its keys always in this order:
+
+    {"category": "defect", "product": "Kelm X3 router", "order_id": "KX7731", "urgency": "low", "refund": true}
+
+* category: what went wrong: delivery, billing, defect, account, or nothing but a question.
+* product: as the customer writes it. Other products may be mentioned that are not what the message is about.
+* order_id: as written, or null. House numbers, hotlines and postcodes are not order ids.
+* urgency: medium, unless the customer presses (high) or leaves time (low).
+* refund: true when money back is asked for. A replacement is no refund, and "I do not want a refund" is none either.
+
+    chats.jsonl    240 messages with answers as a log would have them: always the right object, but in 45 % of them
+                   wrapped in a sentence or a ```json fence, as assistants do. To learn the task from.
+    pairs.jsonl    160 other messages: the bare object is chosen; the same, or sometimes a slightly wrong one, wrapped,
+                   is rejected. To learn from that a program reads the answer.
+    prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
+
+The messages of prompts.jsonl are built from other sentences, products and names than those of chats and pairs (see
+ticket_phrases.json: train and held_out): they share nothing but the system message. All text is invented for this
+project. The script gives the same bytes everywhere: it draws with `random.random()` only, whose stream Python promises.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Bank = dict[str, list[str]]
+"""The sentences of a message. {p} product, {o} another product, {i} order id, {n} a number, {w} and {v} names."""
+Ticket = dict[str, Any]
+Row = dict[str, Any]
+
+HERE = Path(__file__).parent
+SYSTEM = (
+    'Turn the customer\'s message into a ticket: {"category": delivery, billing, defect, account or question, '
+    '"product": text, "order_id": text or null, "urgency": low, medium or high, "refund": true or false}. '
+    "Reply with the JSON object only."
+)
+CATEGORIES = ("delivery", "billing", "defect", "account", "question")
+GOODS = ("delivery", "billing", "defect")
+"""Where a refund or a new one can be asked for."""
+URGENCIES = ("low", "medium", "high")
+BEFORE = (
+    *("Here is the ticket:", "Sure! This is what I took from the message:", "Of course, here you go:"),
+    *("I have read the message. The ticket is:", "Based on the message, I would file:"),
+)
+AFTER = ("I hope this helps!", "Let me know if anything is missing.", "It is ready to be filed.")
+
+
+class Dice(random.Random):
+    def pick(self, items: Sequence[Any]) -> Any:
+        return items[int(self.random() * len(items))]
+
+    def chance(self, share: float) -> bool:
+        return self.random() < share
+
+    def number(self, low: int, high: int) -> int:
+        return low + int(self.random() * (high - low + 1))
+
+    def shuffled(self, items: Sequence[Any]) -> list[Any]:
+        return [item for _, item in sorted((self.random(), item) for item in items)]
+
+
+def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
+    """A customer's message and the ticket it should become."""
+    product, order = dice.pick(bank["products"]), _order_id(dice) if dice.chance(0.65) else None
+    urgency, refund = dice.pick(URGENCIES), category in GOODS and dice.chance(0.45)
+    asks = [dice.pick(bank[urgency])] if urgency != "medium" else []
+    if refund:
+        asks.append(dice.pick(bank["refund"]))
+    elif dice.chance(0.5):
+        asks.append(dice.pick(bank["replace"] if category in GOODS and dice.chance(0.7) else bank["answer"]))
+    told = [dice.pick(bank[category])] + ([dice.pick(bank["asides"])] if dice.chance(0.55) else [])
+    parts = dice.shuffled(told) + ([dice.pick(bank["orders"])] if order else []) + dice.shuffled(asks)
+    if dice.chance(0.15):  # some end with what others begin with
+        parts = parts[1:] + parts[:1]
+    parts = ([dice.pick(bank["greetings"])] if dice.chance(0.6) else []) + parts
+    parts += [dice.pick(bank["goodbyes"])] if dice.chance(0.4) else []
+    names = dice.shuffled(bank["names"])
+    slots = {"p": product, "i": order, "o": dice.pick(bank["others"]), "n": dice.number(101, 998)}
+    text = _by_hand(dice, " ".join(parts)).format(**slots, w=names[0], v=names[1])
+    ticket = {"category": category, "product": product, "order_id": order, "urgency": urgency, "refund": refund}
+    return text, ticket
+
+
+def _order_id(dice: Dice) -> str:
+    letters = "ABCDEFGHKLMNPRSTVWX"
+    form = dice.pick(("{a}-{five}", "{a}{b}{four}", "{seven}"))
+    digits = {
+        "four": dice.number(1000, 9999),
+        "five": dice.number(10000, 99999),
+        "seven": dice.number(10**6, 10**7 - 1),
+    }
+    return str(form.format(a=dice.pick(letters), b=dice.pick(letters), **digits))
+
+
+def _by_hand(dice: Dice, template: str) -> str:
+    """Some people write without capitals, some mistype. The slots are filled later and stay as they are."""
+    if dice.chance(0.15):
+        template = template.lower()
+    words = template.split(" ")
+    for _ in range(dice.pick((0, 0, 0, 1, 2))):
+        at = dice.number(0, len(words) - 1)
+        if re.fullmatch("[a-z]{5,}", words[at], re.IGNORECASE):
+            words[at] = _mistyped(dice, words[at])
+    return " ".join(words)
+
+
+def _mistyped(dice: Dice, word: str) -> str:
+    i = dice.number(1, len(word) - 3)
+    swapped = word[:i] + word[i + 1] + word[i] + word[i + 2 :]
+    return swapped if dice.chance(0.5) and swapped != word else word[:i] + word[i + 1 :]
+
+
+def wrapped(dice: Dice, answer: str) -> str:
+    """The answer as a chatty assistant gives it."""
+    before, after = dice.pick(BEFORE), dice.pick(AFTER)
+    fence = f"```json\n{answer}\n```"
+    return str(dice.pick((fence, f"{before}\n{fence}", f"{before} {answer}", f"{answer}\n{after}")))
+
+
+def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
+    """The ticket with one field off."""
+    field = dice.pick(("category", "urgency", "refund", "order_id"))
+    others: dict[str, list[Any]] = {
+        "category": [c for c in CATEGORIES if c != ticket["category"]],
+        "urgency": [u for u in URGENCIES if u != ticket["urgency"]],
+        "refund": [not ticket["refund"]],
+        "order_id": [None] if ticket["order_id"] else [_order_id(dice)],
+    }
+    return ticket | {field: dice.pick(others[field])}
+
+
+def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[tuple[list[Row], Ticket]]:
+    """`size` prompts with their tickets, all categories alike often, none that was drawn before."""
+    drawn: list[tuple[list[Row], Ticket]] = []
+    while len(drawn) < size:
+        text, ticket = message(dice, bank, CATEGORIES[len(drawn) % len(CATEGORIES)])
+        if text not in taken:
+            taken.add(text)
+            drawn.append(([{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}], ticket))
+    order = dice.shuffled(range(size))
+    return [drawn[i] for i in order]
+
+
+def chat(dice: Dice, number: int, prompt: list[Row], ticket: Ticket) -> Row:
+    answer = json.dumps(ticket)
+    said = wrapped(dice, answer) if number * 9 % 20 < 9 else answer  # 45 of 100, evenly spread
+    return {"messages": [*prompt, {"role": "assistant", "content": said}]}
+
+
+def pair(dice: Dice, prompt: list[Row], ticket: Ticket) -> Row:
+    other = slightly_wrong(dice, ticket) if dice.chance(0.25) else ticket
+    return {"prompt": prompt, "chosen": json.dumps(ticket), "rejected": wrapped(dice, json.dumps(other))}
+
+
+def make() -> dict[str, list[Row]]:
+    """All rows by the name of their file."""
+    banks: dict[str, Bank] = json.loads((HERE / "ticket_phrases.json").read_text("utf-8"))
+    dice, taken = Dice(20), set[str]()
+    return {
+        "chats": [chat(dice, i, *drawn) for i, drawn in enumerate(draw(dice, banks["train"], 240, taken))],
+        "pairs": [pair(dice, *drawn) for drawn in draw(dice, banks["train"], 160, taken)],
+        "prompts": [
+            {"prompt": prompt, "completion": json.dumps(ticket)}
+            for prompt, ticket in draw(dice, banks["held_out"], 300, taken)
+        ],
+    }
+
+
+def main(folder: Path = HERE / "tickets") -> None:
+    folder.mkdir(exist_ok=True)
+    for name, rows in make().items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The door where Hydra stops: overrides in, a checked dataclass out, or every mistake at once with the nearest names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import threading
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+_LOCK = threading.Lock()
+
+
+class ConfigError(ValueError):
+    """Everything that is wrong with a config."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(f"  {n}. {problem}" for n, problem in enumerate(problems, 1)))
+
+
+def register(name: str, schema: type) -> None:
+    """Make a flow's dataclass the first entry of its defaults list, so that a misspelled key dies at composition."""
+    node = OmegaConf.structured(schema)
+    for key in node:  # a trainer's own knobs are open: `dpo.args.beta=0.3` needs no `+`
+        if OmegaConf.is_config(node[key]) and "args" in node[key]:
+            OmegaConf.set_struct(node[key].args, False)
+    ConfigStore.instance().store(name=f"{name}_schema", node=node)
+
+
+def compose(name: str, schema: type, overrides: list[str], search: list[str] | None = None) -> Any:
+    """The flow's dataclass for some overrides, checked. Raises ConfigError with every problem found."""
+    register(name, schema)
+    forbidden = [f"{o}: take the value itself, not from the environment; secrets do not belong into a config." for o in overrides if "oc.env" in o]
+    if forbidden:
+        raise ConfigError(forbidden)
+    try:
+        node = _compose(name, overrides, search)
+        config = OmegaConf.to_object(node)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_every_mistake(name, schema, overrides, search, error)) from None
+    problems = list(_checked(config))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _compose(name: str, overrides: list[str], search: list[str] | None) -> Any:
+    """Hydra's own state is one per process: lock it, put it aside, compose, put it back."""
+    where = [f"hydra.searchpath=[{','.join(f'file://{Path(p).resolve()}' for p in search)}]"] if search else []
+    with _LOCK:
+        state = GlobalHydra.instance().hydra
+        GlobalHydra.instance().clear()
+        try:
+            with initialize_config_dir(str(CONF), version_base="1.3"):
+                return hydra_compose(name, overrides=overrides + where)
+        finally:
+            GlobalHydra.instance().clear()
+            GlobalHydra.instance().hydra = state
+
+
+def _every_mistake(name: str, schema: type, overrides: list[str], search: Any, first: Exception) -> list[str]:
+    """Hydra stops at the first mistake; each override tried alone tells them all."""
+    found = []
+    for override in overrides:
+        try:
+            OmegaConf.to_object(_compose(name, [override], search))
+        except (HydraException, OmegaConfBaseException) as error:
+            found.append(_explain(schema, error, override))
+    return found or [_explain(schema, first, "")]
+
+
+def _explain(schema: type, error: BaseException, override: str) -> str:
+    """Hydra's message in one line, with the nearest names."""
+    text = " ".join(str(part) for part in (error, error.__cause__) if part)
+    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    if missing:
+        return f"{missing[1]} has no value yet: give it one."
+    choice = re.search(r"(?:Could not find|In '.*': Could not find) '([\w@]+)/(\w+)'", text)
+    if choice:
+        options = sorted(p.stem for p in (CONF / choice[1]).glob("*.yaml"))
+        return f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
+    key = override.lstrip("+~").split("=", 1)[0]
+    known = list(_keys(schema)) + _groups()
+    if key and key not in known and not any(key.startswith(k + ".") for k in known if k.endswith("args")):
+        return f"{key}: no such key.{_nearest(key, known)}"
+    line = text.strip().splitlines()[0]
+    return f"{override}: {line}" if override else text.strip().replace("\n", " ")
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    near = list(dict.fromkeys([*leaf[:3], *near]))[:3] if "." in name else near
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    hints = typing.get_type_hints(schema)
+    for item in dataclasses.fields(schema):
+        yield prefix + item.name
+        if dataclasses.is_dataclass(hints[item.name]):
+            yield from _keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+
+
+def _groups() -> list[str]:
+    return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
+
+
+def _checked(config: Any, path: str = "") -> Iterator[str]:
+    """The problems of every dataclass in the tree, under the name a person would type."""
+    if hasattr(config, "problems"):
+        yield from (f"{path}.{problem}" if path else problem for problem in config.problems())
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _checked(value, f"{path}.{item.name}" if path else item.name)
+
+
+def choices(name: str) -> dict[str, tuple[str, list[str]]]:
+    """The named choices of a flow: seat -> (default, options), read from its defaults list and the folders of conf/."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))["defaults"]  # type: ignore[call-overload,index]
+    found: dict[str, tuple[str, list[str]]] = {}
+    for entry in defaults:
+        for key, default in entry.items() if isinstance(entry, dict) else []:
+            group = key.removeprefix("optional ").split("@")[0]
+            options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+            if not key.startswith("override") and options:
+                found[key] = (default or "none", options if default else ["none", *options])
+    return found

@@ -1,0 +1,251 @@
+"""The front door: compose -> check -> provenance -> MLflow parent -> the drawing -> report.
+
+`front_door(drawing, Schema)` is one Prefect flow whose parameters are the named choices and `overrides`, so a run from
+the command line and a run from the Prefect UI are the same run. Exit codes: 0 done, 1 a stage failed, 2 the config is
+wrong, 3 the verdict failed (every artifact and the report are kept).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+import traceback
+import urllib.request
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from flows import report
+from flows.compose import CONF, ConfigError, choices, compose
+from tasks.runtime import RuntimeConfig, keys, session
+from tasks.runtime.session import Session
+from tasks.runtime.stage import git_state
+from tasks.runtime.tracking import Tracker
+
+Drawing = Callable[[Any], Any]
+SERVER = "http://127.0.0.1:4200"
+
+
+@dataclass
+class Road:
+    """What every road has besides its stages."""
+
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> None:
+    """Run a drawing from the command line and leave the process with its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.startswith("-") for word in argv):
+        return _through_hydra(drawing, schema, argv)
+    sys.exit(_run(drawing, schema, argv, []))
+
+
+def _run(drawing: Drawing, schema: type, overrides: list[str], search: list[str]) -> int:
+    console = Console(stderr=True, highlight=False)
+    try:
+        config = compose(drawing.__name__, schema, overrides, search)  # before anything starts
+    except ConfigError as error:
+        console.print(f"The config is wrong:\n{error}", markup=False, soft_wrap=True)
+        return 2
+    prepare_environment(config.runtime)
+    state = front_door(drawing, schema)(overrides=overrides, config_dirs=search, return_state=True)
+    if state.is_completed():
+        return 0
+    return 3 if state.name == "VerdictFailed" else 1
+
+
+def _through_hydra(drawing: Drawing, schema: type, argv: list[str]) -> None:
+    """`--help`, `--cfg`, `--multirun`, `--config-dir` ...: Hydra's own command line, one flow run per job."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from flows.compose import register
+
+    register(drawing.__name__, schema)
+    codes: list[int] = []
+
+    def job(_: Any) -> None:
+        own = HydraConfig.get()
+        search = [s.path.removeprefix("file://") for s in own.runtime.config_sources if s.provider == "command-line"]
+        codes.append(_run(drawing, schema, list(own.overrides.task), search))
+
+    sys.argv = [sys.argv[0], *argv]
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=drawing.__name__)(job)()
+    sys.exit(max(codes, default=0))
+
+
+def front_door(drawing: Drawing, schema: type) -> Any:
+    """The drawing as a Prefect flow. Parameters: each named choice, `overrides`, `config_dirs`."""
+    from prefect import flow
+    from prefect.states import Completed, Failed
+
+    seats = choices(drawing.__name__)
+
+    def run(**given: Any) -> Any:
+        picked = [f"{seat}={given[_parameter(seat)]}" for seat in seats if given[_parameter(seat)] != seats[seat][0]]
+        config = compose(drawing.__name__, schema, picked + given["overrides"], given["config_dirs"])
+        passed = travel(drawing, config, picked + given["overrides"])
+        if passed:
+            return Completed(message="verdict passed")
+        return Failed(name="VerdictFailed", message="a gate failed; every artifact and the report are kept")
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(_parameter(seat), kind, default=default, annotation=Literal[tuple(options)])
+        for seat, (default, options) in seats.items()
+    ]
+    parameters += [inspect.Parameter(n, kind, default=[], annotation=list[str]) for n in ("overrides", "config_dirs")]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = drawing.__doc__ or sys.modules[drawing.__module__].__doc__
+    return flow(run, name=drawing.__name__, persist_result=False, validate_parameters=True)
+
+
+def _parameter(seat: str) -> str:
+    return seat.split("@")[-1]
+
+
+def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
+    """Run the drawing inside a session, with its MLflow parent, and report; returns whether the verdict passed."""
+    runtime: RuntimeConfig = config.runtime
+    name = drawing.__name__
+    folder = Path(runtime.root) / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:4]}"
+    folder.mkdir(parents=True)
+    written = _provenance(folder, name, config, overrides)
+    seats = {id(getattr(config, f.name)): f.name for f in dataclasses.fields(config)}
+    tracker = Tracker(Path(runtime.root), folder.name, {"flow": name, "git": git_state()["commit"]})
+    with session(runtime, tracker, seats) as now:
+        road = keys.digest({f.name: keys.keyed_fields(getattr(config, f.name), now) for f in _stages(config)})
+        tracker.continues(road)
+        for place in written:
+            tracker.file(place)
+        try:
+            drawing(config)
+        except BaseException as error:
+            _failed(now, folder, error)
+            raise
+        return _arrived(now, folder)
+
+
+def _stages(config: Any) -> list[Any]:
+    return [f for f in dataclasses.fields(config) if f.name != "runtime" and getattr(config, f.name) is not None]
+
+
+def _provenance(folder: Path, name: str, config: Any, overrides: list[str]) -> list[Path]:
+    """Config, command and code of this run, the same files for both doors."""
+    facts = {
+        "command": shlex.join(["python", "-m", f"flows.{name}", *overrides]),
+        "overrides": overrides,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "machine": platform.node(),
+    }
+    (folder / "config.json").write_text(json.dumps(keys.plain(config), indent=1))
+    (folder / "provenance.json").write_text(json.dumps(facts, indent=1))
+    return [folder / "config.json", folder / "provenance.json"]
+
+
+def _failed(now: Session, folder: Path, error: BaseException) -> None:
+    place = folder / "error.txt"
+    place.write_text("".join(traceback.format_exception(error)))
+    now.screen.done()
+    now.screen.console.print(f"\n{type(error).__name__}: {error}", markup=False, soft_wrap=True)
+    now.screen.console.print(f"  traceback in {place}. What is done is kept; the same command goes on from here.")
+    if now.tracker:
+        now.tracker.end("FAILED" if isinstance(error, Exception) else "KILLED")
+
+
+def _arrived(now: Session, folder: Path) -> bool:
+    verdict = report.verdict_of(now)
+    passed = verdict is None or bool(verdict["passed"])
+    if passed and verdict:
+        _register(now, verdict["candidate"]["digest"])
+    where = _where_to_look(now, folder)
+    text = report.markdown(now, verdict, where)
+    (folder / "report.md").write_text(text)
+    report.show(Console(highlight=False), now, verdict, where)
+    _tell_prefect(text)
+    if now.tracker:
+        now.tracker.tag("verdict", "passed" if passed else "failed")
+        now.tracker.file(folder / "report.md")
+        now.tracker.end("FINISHED" if passed else "FAILED")
+    return passed
+
+
+def _register(now: Session, digest: str) -> None:
+    """A pointer to the candidate in MLflow's registry, once per digest."""
+    manifest = next((r.manifest for r in now.records if r.manifest["digest"] == digest), None)
+    if manifest and now.tracker and now.config.register:
+        tags = {name: str(manifest[name]) for name in ("digest", "key", "recipe", "stage")}
+        source = now.store.root / "objects" / digest
+        now.tracker.register(now.config.register, tags, source, manifest["mlflow_run"])
+
+
+def _where_to_look(now: Session, folder: Path) -> list[tuple[str, str]]:
+    found = report.product(now)
+    gguf = [("GGUF", str(found))] if found else []
+    bin_ = Path(sys.executable).parent
+    mlflow = f"{bin_ / 'mlflow'} ui --backend-store-uri {now.tracker.uri}" if now.tracker else ""
+    home = f"PREFECT_HOME={os.environ['PREFECT_HOME']} " if "PREFECT_HOME" in os.environ else ""
+    running = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    prefect = running or f"{home}{bin_ / 'prefect'} server start"
+    return [*gguf, ("report", str(folder / "report.md")), ("MLflow UI", mlflow), ("Prefect UI", prefect)]
+
+
+def _tell_prefect(text: str) -> None:
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.context import FlowRunContext
+
+    if FlowRunContext.get() is not None:
+        create_markdown_artifact(text, key="run-report")
+
+
+def prepare_environment(runtime: RuntimeConfig) -> None:
+    """Telemetry off, one home for Prefect, its console quiet, and a server that runs on this machine preferred.
+
+    Before Prefect is imported: it reads its settings once.
+    """
+    quiet = {
+        "DO_NOT_TRACK": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "true",
+        "TQDM_DISABLE": "1",  # one progress line, ours
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for library in ("transformers", "peft", "trl", "torch", "accelerate"):  # about their own future, not about the run
+        warnings.filterwarnings("ignore", module=rf"{library}\b")
+    if not (Path.home() / ".prefect" / "profiles.toml").exists():
+        home = Path(os.environ.setdefault("PREFECT_HOME", str((Path(runtime.root) / "prefect").resolve())))
+        home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and then fails much later
+    if "PREFECT_API_URL" not in os.environ and _answers(f"{SERVER}/api/health"):
+        os.environ["PREFECT_API_URL"] = f"{SERVER}/api"
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False

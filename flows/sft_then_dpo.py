@@ -1,0 +1,59 @@
+"""SFT, then DPO: the shortest road from a base model to an aligned, measured GGUF. No reward model, no rollouts.
+
+    python -m flows.sft_then_dpo                                    the bundled task, on a laptop's CPU
+    python -m flows.sft_then_dpo dpo.args.beta=0.3                  only DPO and what lies below it runs again
+    python -m flows.sft_then_dpo download=qwen3_0_6b chats.path=mine.jsonl
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flows.launch import Road, launch
+from tasks.compare import CompareConfig, compare
+from tasks.convert import ConvertConfig, convert
+from tasks.download import DownloadConfig, download
+from tasks.dpo import DPOConfig, dpo
+from tasks.encode import EncodeConfig, encode
+from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.fidelity import FidelityConfig, fidelity
+from tasks.merge import MergeConfig, merge
+from tasks.preprocess import PreprocessConfig, preprocess
+from tasks.quantize import QuantizeConfig, quantize
+from tasks.runtime import Comparison
+from tasks.sft import SFTConfig, sft
+
+
+@dataclass
+class SFTThenDPO(Road):
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    chats: PreprocessConfig = field(default_factory=PreprocessConfig)
+    pairs: PreprocessConfig = field(default_factory=PreprocessConfig)
+    prompts: PreprocessConfig = field(default_factory=PreprocessConfig)
+    encode: EncodeConfig = field(default_factory=EncodeConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    dpo: DPOConfig = field(default_factory=DPOConfig)
+    merge: MergeConfig = field(default_factory=MergeConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    fidelity: FidelityConfig = field(default_factory=FidelityConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+
+
+def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
+    base = download(cfg.download)
+    chats, pairs, prompts = preprocess(cfg.chats), preprocess(cfg.pairs), preprocess(cfg.prompts)
+    tokens = encode(cfg.encode, base.tokenizer, chats)
+    tuned = sft(cfg.sft, base, tokens)
+    aligned = dpo(cfg.dpo, tuned, pairs)
+    merged = merge(cfg.merge, aligned)
+    f16 = convert(cfg.convert, merged)
+    gguf = quantize(cfg.quantize, f16)
+    trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
+    scores = [evaluate(cfg.evaluate, model, prompts) for model in (base, tuned, aligned, gguf)]
+    return compare(cfg.compare, scores, trust)
+
+
+if __name__ == "__main__":
+    launch(sft_then_dpo, SFTThenDPO)

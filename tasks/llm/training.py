@@ -1,0 +1,177 @@
+"""What training stages share: LoRA, the trainer's arguments, live numbers, resuming from a complete checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tasks.llm import knobs, models
+
+_SEQUENCES_AT_ONCE = 8
+"""Per forward pass, where nobody said otherwise."""
+
+
+class Method(str, Enum):
+    """`lora` trains low-rank adapters beside frozen weights, `full` trains every weight."""
+
+    lora = "lora"
+    full = "full"
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters (Hu et al., 2021): W + (alpha / rank) B A, with only A and B trained."""
+
+    rank: int = 16
+    """Rank of A and B: more learns more and takes more memory."""
+    alpha: int = 32
+    """Scale of the adapter; alpha / rank multiplies B A."""
+    dropout: float = 0.0
+    """Share of the adapter's inputs dropped while training."""
+    targets: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Module names that get an adapter; `all-linear` is every linear layer but the head."""
+
+    def problems(self) -> Iterator[str]:
+        if self.rank < 1:
+            yield f"rank is {self.rank}; give a positive number such as 16."
+        if not 0 <= self.dropout < 1:
+            yield f"dropout is {self.dropout}; give a share from 0 up to, not including, 1."
+
+
+def adapt(model: Any, lora: LoRA, seed: int) -> Any:
+    """A fresh trainable adapter on a full model; its first weights follow from the seed."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import set_seed
+
+    set_seed(seed)
+    targets: Any = "all-linear" if lora.targets == ["all-linear"] else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    return get_peft_model(model, config)
+
+
+def sequences_at_once(batch_size: int, micro_batch: int) -> int:
+    """How many sequences one forward pass takes; ValueError names the nearest splits that come out even."""
+    divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+    if not micro_batch:
+        return max(n for n in divisors if n <= _SEQUENCES_AT_ONCE)
+    if micro_batch not in divisors:
+        below = [n for n in divisors if n < micro_batch][-1:]
+        above = [n for n in divisors if n > micro_batch][:1]
+        near = " or ".join(str(n) for n in below + above)
+        raise ValueError(f"runtime.micro_batch={micro_batch} does not divide batch_size={batch_size}: use {near}.")
+    return micro_batch
+
+
+def arguments(
+    config: type, args: dict[str, Any], work: Path, *, batch_size: int, micro_batch: int, autocast: bool, seed: int
+) -> Any:
+    """The trainer's own config: what the user set, under what is ours to set.
+
+    `autocast`: the weights are fp32 and the arithmetic bf16; weights that are bf16 already need none.
+    """
+    at_once = sequences_at_once(batch_size, micro_batch)
+    ours = {
+        "output_dir": str(work / "checkpoints"),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch_size // at_once,
+        "seed": seed,
+        "bf16": autocast,
+        "fp16": False,
+        "use_cpu": models.best_device() == "cpu",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "max_length": None,
+    }
+    modest = {"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2, "dataloader_pin_memory": False}
+    known = knobs.of(config.__name__)
+    return config(**{**modest, **{name: knobs.cast(known[name], value) for name, value in args.items()}, **ours})
+
+
+def fit(
+    trainer: Any,
+    work: Path,
+    log: Callable[[dict[str, float], int], None],
+    progress: Callable[[int, int, str], None],
+) -> dict[str, float]:
+    """Train, going on from the last complete checkpoint in the work folder; returns the summary metrics."""
+    split = f"{trainer.args.per_device_train_batch_size}x{trainer.args.gradient_accumulation_steps}"
+    _forget_other_split(work, f"{split}x{trainer.args.world_size}")
+    trainer.remove_callback(_printer())
+    trainer.add_callback(_watcher(log, progress))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        result = trainer.train(resume_from_checkpoint=last_complete(work / "checkpoints"))
+    return {"loss": result.training_loss, "steps": trainer.state.global_step}
+
+
+def _forget_other_split(work: Path, split: str) -> None:
+    """Another batch split is the same recipe, but a half-finished run is not resumed under it."""
+    mark = work / "split.txt"
+    if mark.exists() and mark.read_text() != split:
+        warnings.warn(f"Unfinished work used another batch split ({mark.read_text()}); it starts again.", stacklevel=2)
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+    mark.write_text(split)
+
+
+def last_complete(checkpoints: Path) -> str | None:
+    """The newest checkpoint that was written to its end. `trainer_state.json` is written last, so it must parse and
+    every safetensors file must be as long as its own header says."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((str(place) for place in found if _is_complete(place)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text())
+        weights = list(checkpoint.rglob("*.safetensors"))
+        return bool(weights) and all(_is_whole(place) for place in weights)
+    except (OSError, ValueError):
+        return False
+
+
+def _is_whole(place: Path) -> bool:
+    with open(place, "rb") as file:
+        head = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(head))
+    end = max((item["data_offsets"][1] for name, item in tensors.items() if name != "__metadata__"), default=0)
+    return place.stat().st_size == 8 + head + end
+
+
+def _printer() -> type:
+    from transformers import PrinterCallback
+
+    return PrinterCallback
+
+
+def _watcher(log: Callable[[dict[str, float], int], None], progress: Callable[[int, int, str], None]) -> Any:
+    """Live numbers out of the trainer: every logged metric, and a bar that knows the last loss."""
+    from transformers import TrainerCallback
+
+    class Watcher(TrainerCallback):
+        loss = ""  # as last shown
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            if state.is_world_process_zero:
+                log(numbers, state.global_step)
+            if "loss" in numbers:
+                self.loss = f"loss {numbers['loss']:.3f}"
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress(state.global_step, state.max_steps, self.loss)
+
+    return Watcher()
+
+
+def history(trainer: Any, notes: Path) -> None:
+    """The numbers of every logged step, and every knob's value in force, for whoever reads the notes."""
+    (notes / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
+    (notes / "arguments.json").write_text(json.dumps(trainer.args.to_sanitized_dict(), indent=1, default=str))

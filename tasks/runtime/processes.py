@@ -1,0 +1,161 @@
+"""One body, two places to run it: this process, or a child of its own that can be killed as a group.
+
+A job is JSON: the stage, its config, its inputs as references, the folders it may write. The child appends events
+(metrics, progress) to a file that the parent follows, and leaves its result as JSON. Launchers that start several
+ranks can start the same entry: `python -m tasks.runtime.processes job.json`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.runtime import keys
+from tasks.runtime.store import Store
+
+Report = Callable[[dict[str, Any]], None]
+Job = dict[str, Any]
+
+
+class ChildFailed(RuntimeError):
+    """A stage's child process ended without a result."""
+
+
+@dataclass
+class Run:
+    """What a stage's body is given of its surroundings: plain values only."""
+
+    out: Path
+    """An empty folder; what is written here is sealed as the artifact's content. No times, paths or run ids."""
+    notes: Path
+    """Reports, plots and logs: kept beside the artifact, not part of its digest."""
+    work: Path
+    """Kept across attempts until the stage is published: checkpoints live here."""
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
+    progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    lineage: list[dict[str, Any]] = field(default_factory=list)
+    """Every ancestor stage: `{"stage", "recipe", "digest", "config"}`, nearest last."""
+    micro_batch: int = 0
+    """Sequences per forward pass, 0 for the stage's own choice; never part of a key."""
+
+
+def execute(job: Job, store: Store, report: Report) -> dict[str, float]:
+    """Run a stage's body here and return its metrics."""
+    module = importlib.import_module(job["module"])
+    body = getattr(module, job["name"]).body
+    folders = {name: Path(job[name]) for name in ("out", "notes", "work")}
+    run = Run(
+        **folders,
+        log=lambda metrics, step: report({"metrics": metrics, "step": step}),
+        progress=lambda done, total, what: report({"done": done, "total": total, "what": what}),
+        lineage=job["lineage"],
+        micro_batch=job["micro_batch"],
+    )
+    config = keys.restore(getattr(module, job["name"]).config, job["config"])
+    metrics = body(run, config, *(_local(value, store) for value in job["inputs"])) or {}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _local(value: Any, store: Store) -> Any:
+    if isinstance(value, list):
+        return [_local(item, store) for item in value]
+    return store.localise(value) if value else None
+
+
+def execute_in_child(job: Job, store: Store, report: Report) -> dict[str, float]:
+    """Run a stage's body in a process group of its own; it dies with us."""
+    folder = Path(job["work"]) / "job"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in ("events.jsonl", "result.json"):
+        (folder / old).unlink(missing_ok=True)
+    (folder / "job.json").write_text(json.dumps({**job, "root": str(store.root)}))
+    (folder / "events.jsonl").touch()
+    command = [sys.executable, "-m", "tasks.runtime.processes", str(folder / "job.json")]
+    log = Path(job["notes"]) / "child.log"
+    with open(log, "w") as output, open(folder / "events.jsonl") as events:
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            while child.poll() is None:
+                _follow(events, report)
+                time.sleep(0.05)
+            _follow(events, report)
+        finally:
+            _end_group(child)
+    return _result(folder / "result.json", child.returncode, log, job["name"])
+
+
+def _follow(events: Any, report: Report) -> None:
+    while True:
+        place = events.tell()
+        line = events.readline()
+        if not line.endswith("\n"):
+            events.seek(place)  # half a line: the rest is on its way
+            return
+        report(json.loads(line))
+
+
+def _end_group(child: subprocess.Popen[bytes], grace: float = 5.0) -> None:
+    if child.poll() is not None:
+        return
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, sign)
+            child.wait(grace)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def _result(place: Path, code: int, log: Path, stage: str) -> dict[str, float]:
+    if place.exists():
+        result = json.loads(place.read_text())
+        if "metrics" in result:
+            return dict(result["metrics"])
+        if result["transient"]:
+            raise ConnectionError(result["error"])
+        raise ChildFailed(f"{stage}: {result['error']}")
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    hint = " Signal 9 usually means memory ran out: lower the batch size or the length." if code == -signal.SIGKILL else ""
+    raise ChildFailed(f"{stage}: its process ended with code {code} and left no result.{hint}\n{tail}")
+
+
+def main(place: Path) -> None:
+    """The child's side."""
+    _die_with_parent()
+    job = json.loads(place.read_text())
+    store = Store(Path(job["root"]))
+    result: dict[str, Any]
+    with open(place.parent / "events.jsonl", "a", buffering=1) as events:
+        try:
+            metrics = execute(job, store, lambda event: print(json.dumps(event), file=events, flush=True))
+            result = {"metrics": metrics}
+        except Exception as error:
+            traceback.print_exc()
+            transient = isinstance(error, ConnectionError | TimeoutError)
+            result = {"error": f"{type(error).__name__}: {error}", "transient": transient}
+    draft = place.parent / "result.tmp"
+    draft.write_text(json.dumps(result))
+    os.replace(draft, place.parent / "result.json")
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel (Linux) to end this process when its parent ends, however the parent ends."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""Where we are: the store, the tracker and the screen that the stages of one flow run share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tasks.runtime import keys
+from tasks.runtime.progress import Screen
+from tasks.runtime.store import Manifest, Store
+from tasks.runtime.tracking import Tracker
+
+
+class Isolation(str, Enum):
+    """Where a stage's body runs. `auto`: in this process on a CPU, in a child on a GPU or for llama.cpp's C calls."""
+
+    auto = "auto"
+    process = "process"
+    none = "none"
+
+
+class Drift(str, Enum):
+    """What to do on a hit that other code or library versions made: use it and say so, make it again, or stop."""
+
+    warn = "warn"
+    rerun = "rerun"
+    refuse = "refuse"
+
+
+@dataclass
+class RuntimeConfig:
+    """Where we are, never part of a key."""
+
+    root: str = "data"
+    """The folder under which everything generated lies: store, runs, MLflow's and Prefect's databases."""
+    isolation: Isolation = Isolation.auto
+    """Whether stages run in this process or in a child of their own: auto, process, none."""
+    drift: Drift = Drift.warn
+    """On a hit made by other code or library versions: warn, rerun, refuse."""
+    refresh: bool = False
+    """Ask again what moving names mean (the branch `main` on a hub) instead of reusing the recorded answer."""
+    micro_batch: int = 0
+    """Sequences per forward pass (0: the stage's choice). Lower it when memory runs out; results keep their recipe."""
+    retries: int = 3
+    """How often a stage is tried again after trouble that can pass by itself: network, a hub's 5xx."""
+    register: str = "posttrain"
+    """Name in MLflow's model registry under which a model is registered after a passed verdict; empty for none."""
+
+    def problems(self) -> Iterator[str]:
+        if self.micro_batch < 0:
+            yield f"micro_batch is {self.micro_batch}; give 0 (the stage's choice) or a positive number."
+        if not 0 <= self.retries <= 20:
+            yield f"retries is {self.retries}; give a number from 0 to 20."
+
+
+@dataclass
+class Record:
+    """What one stage call of this run came to."""
+
+    stage: str
+    seat: str
+    inputs: list[str]
+    state: str
+    seconds: float
+    manifest: Manifest
+    note: str = ""
+
+
+@dataclass
+class Session:
+    config: RuntimeConfig
+    store: Store
+    screen: Screen
+    tracker: Tracker | None = None
+    seats: dict[int, str] = field(default_factory=dict)
+    """Config object -> its name in the drawing, so that two preprocess calls can be told apart."""
+    records: list[Record] = field(default_factory=list)
+
+    def hash_file(self, path: Path) -> str:
+        return self.store.hash_file(path)
+
+    def resolve(self, moving: keys.Moving) -> str:
+        return self.store.resolve(moving, refresh=self.config.refresh)
+
+
+_current: ContextVar[Session | None] = ContextVar("session", default=None)
+
+
+def current() -> Session:
+    session = _current.get()
+    if session is None:
+        raise RuntimeError("A stage was called outside of a session: call it inside `with session(RuntimeConfig()):`.")
+    return session
+
+
+@contextmanager
+def session(config: RuntimeConfig, tracker: Tracker | None = None, seats: Any = None) -> Iterator[Session]:
+    """Open the store under `config.root` for the stages called within."""
+    screen = Screen()
+    store = Store(Path(config.root) / "store", say=screen.say)
+    opened = Session(config, store, screen, tracker, seats or {})
+    token = _current.set(opened)
+    try:
+        with screen:
+            yield opened
+    finally:
+        _current.reset(token)

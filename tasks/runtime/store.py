@@ -1,0 +1,283 @@
+"""The store: what was made, by content. The only truth about what need not be made again.
+
+    objects/<digest>/         the files of an artifact, read-only; the digest is over their names and bytes
+    notes/<stage>/<attempt>/  reports, plots and logs of one attempt
+    manifests/<stage>/<key>   the seal, written last: pre-image of the key, parents, files, metrics, versions, times
+    history/<stage>/          manifests that were replaced
+    work/<stage>/<key>/       checkpoints of unfinished work; gone once its key is published
+    names.json                what moving names meant when they were asked
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from tasks.runtime import keys
+from tasks.runtime.artifacts import Artifact, kind_named
+from tasks.runtime.hashes import Hashes
+
+Manifest = dict[str, Any]
+STANDS_ON = "stands_on.json"
+"""A file of an artifact's content that names, by digest, what it cannot be used without: `{"base": "<digest>"}`."""
+
+
+class Store:
+    def __init__(self, root: Path, say: Any = print) -> None:
+        self.root = root.resolve()
+        self.say = say
+        for room in ("objects", "manifests", "notes", "history", "work", "locks", "tmp"):
+            (self.root / room).mkdir(parents=True, exist_ok=True)
+        self.hashes = Hashes(self.root / "hashes")
+
+    # Looking
+
+    def manifest(self, stage: str, key: str) -> Manifest | None:
+        """The seal of a key as it is written, whatever became of the files."""
+        try:
+            found: Manifest = json.loads(self._manifest_path(stage, key).read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+        return found
+
+    def find(self, stage: str, key: str) -> Manifest | None:
+        """The seal of a key whose files are all there and unaltered; what is missing or altered is said aloud."""
+        manifest = self.manifest(stage, key)
+        if manifest is None:
+            return None
+        damage = self.damage(manifest)
+        if damage:
+            self.say(f"{stage}: {damage}; it is made again.")
+            return None
+        return manifest
+
+    def damage(self, manifest: Manifest) -> str:
+        """What is wrong with an artifact's files, or nothing."""
+        folder = self.root / "objects" / manifest["digest"]
+        short = f"artifact {manifest['digest'][:12]}"
+        if not folder.is_dir():
+            return f"{short} is gone from the store"
+        if sorted(_files(folder)) != sorted(manifest["files"]):
+            return f"files of {short} were added or removed"
+        for name, sealed in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != sealed["size"] or self.hashes.of(path, sealed=True) != sealed["sha256"]:
+                return f"{name} of {short} was altered"
+        return ""
+
+    def fetch(self, ref: dict[str, Any]) -> Path:
+        """A local folder with the files a reference names."""
+        if ref["whole"]:
+            return self._fetch_part(ref)
+        folder = self.root / "objects" / ref["digest"]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{ref['stage']} {ref['digest'][:12]} is gone from {folder}. Run the command again.")
+        return folder
+
+    def localise(self, ref: dict[str, Any]) -> Artifact:
+        """A handle whose files, and the files of what it stands on, are local folders."""
+        path = self.fetch(ref)
+        bases: dict[str, Artifact] = {}
+        if (path / STANDS_ON).exists():
+            for name, digest in json.loads((path / STANDS_ON).read_text()).items():
+                below = {**ref, "digest": digest, "stage": name, "recipe": "", "key": "", "whole": "", "part_digests": {}}
+                bases[name] = kind_named(ref["kind"]).of(below, path=self.fetch(below))
+        return kind_named(ref["kind"]).of(ref, path=path, stands_on=bases)
+
+    def lineage(self, ref: dict[str, Any]) -> list[Manifest]:
+        """The manifests above and including a reference, parents before children, each once."""
+        seen: dict[str, Manifest] = {}
+
+        def walk(parent: dict[str, Any]) -> None:
+            manifest = self.manifest(parent["stage"], parent["key"])
+            if manifest is None or manifest["key"] in seen:
+                return
+            for above in manifest["parents"]:
+                walk(above)
+            seen[manifest["key"]] = manifest
+
+        walk(ref)
+        return list(seen.values())
+
+    # Making
+
+    def workplace(self, stage: str, key: str) -> Path:
+        return _made(self.root / "work" / stage / key)
+
+    @contextmanager
+    def draft(self) -> Iterator[Path]:
+        """An empty folder with `content/` and `notes/`, gone afterwards unless published."""
+        folder = self.root / "tmp" / uuid.uuid4().hex
+        _made(folder / "content"), _made(folder / "notes")
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def publish(self, draft: Path, facts: Manifest, replaces: bool = False) -> Manifest:
+        """Seal a draft: the tree complete first, its manifest last.
+
+        Of two writers that began from the same miss the first manifest stands. `replaces`: the one that stood was
+        damaged or drifted; it goes to the history and ours takes its place in one rename.
+        """
+        files = {name: self._seal(draft / "content" / name) for name in sorted(_files(draft / "content"))}
+        kind = kind_named(facts["kind"])
+        parts = {name: _digest(_only(files, part.globs)) for name, part in kind.parts.items()}
+        attempt = f"{facts['key'][:16]}-{uuid.uuid4().hex[:8]}"
+        manifest = {
+            **facts,
+            "format": 1,
+            "digest": _digest(files),
+            "files": files,
+            "parts": parts,
+            "notes": str(Path("notes") / facts["stage"] / attempt),
+            "noted": {name: self._seal(draft / "notes" / name) for name in sorted(_files(draft / "notes"))},
+        }
+        self._keep_tree(draft / "content", manifest)
+        _move(draft / "notes", self.root / manifest["notes"])
+        stands = self._write_manifest(manifest, replaces)
+        shutil.rmtree(self.root / "work" / facts["stage"] / facts["key"], ignore_errors=True)
+        return stands
+
+    def _keep_tree(self, content: Path, manifest: Manifest) -> None:
+        folder = self.root / "objects" / manifest["digest"]
+        if folder.exists() and self.damage(manifest):
+            _move(folder, self.root / "tmp" / uuid.uuid4().hex)  # aside, so that ours can take its place
+        if not folder.exists():
+            try:
+                _move(content, folder)
+            except OSError:
+                if not folder.exists():
+                    raise  # otherwise another writer of the same bytes was first
+        for name in manifest["files"]:
+            self.hashes.of(folder / name, sealed=True)
+
+    def _write_manifest(self, manifest: Manifest, replaces: bool) -> Manifest:
+        place = self._manifest_path(manifest["stage"], manifest["key"])
+        _made(place.parent)
+        draft = self.root / "tmp" / f"{uuid.uuid4().hex}.json"
+        draft.write_text(json.dumps(manifest, indent=1))
+        _sync(draft)
+        try:
+            if replaces and place.exists():
+                self._to_history(place)
+                os.replace(draft, place)
+            else:
+                try:
+                    os.link(draft, place)
+                except FileExistsError:
+                    first = self.find(manifest["stage"], manifest["key"])
+                    if first is not None:
+                        return first
+                    os.replace(draft, place)
+            _sync(place.parent)
+        finally:
+            draft.unlink(missing_ok=True)
+        return manifest
+
+    def _to_history(self, place: Path) -> None:
+        folder = _made(self.root / "history" / place.parent.name)
+        os.link(place, folder / f"{place.stem}.{time.time_ns()}.json")
+
+    def _seal(self, path: Path) -> dict[str, Any]:
+        _sync(path)
+        path.chmod(0o444)
+        return {"size": path.stat().st_size, "sha256": self.hashes.of(path)}
+
+    def _fetch_part(self, ref: dict[str, Any]) -> Path:
+        """A folder with the files of a part alone, linked from the whole, under the part's own digest."""
+        folder = self.root / "objects" / ref["digest"]
+        if folder.is_dir():
+            return folder
+        whole = self.fetch({**ref, "digest": ref["whole"], "whole": ""})
+        draft = _made(self.root / "tmp" / uuid.uuid4().hex)
+        for name in _only(dict.fromkeys(_files(whole)), kind_named(ref["kind"]).globs):
+            os.link(whole / name, draft / name)
+        try:
+            _move(draft, folder)
+        except OSError:
+            shutil.rmtree(draft)  # another process was first
+        return folder
+
+    def _manifest_path(self, stage: str, key: str) -> Path:
+        return self.root / "manifests" / stage / f"{key}.json"
+
+    # Names and locks
+
+    def hash_file(self, path: Path) -> str:
+        return self.hashes.of(path)
+
+    def resolve(self, moving: keys.Moving, refresh: bool = False) -> str:
+        """What a moving name means: asked once, recorded, and reused until a refresh."""
+        place = self.root / "names.json"
+        with FileLock(f"{place}.lock"):
+            names = json.loads(place.read_text()) if place.exists() else {}
+            if refresh or moving.name not in names:
+                names[moving.name] = {"means": moving.ask(), "asked": time.time()}
+                draft = place.with_suffix(".tmp")
+                draft.write_text(json.dumps(names, indent=1, sort_keys=True))
+                os.replace(draft, place)
+        return str(names[moving.name]["means"])
+
+    @contextmanager
+    def lock(self, key: str, what: str) -> Iterator[None]:
+        """One worker per key. The kernel frees the lock at death, so a killed worker blocks nobody."""
+        place = self.root / "locks" / key
+        holder = place.with_suffix(".holder")
+        lock = FileLock(place)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            who = holder.read_text() if holder.exists() else "another process"
+            self.say(f"{what}: {who} is at the same work; waiting for its result.")
+            lock.acquire()
+        try:
+            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            lock.release()
+
+
+def _files(folder: Path) -> list[str]:
+    return [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+
+
+def _only(files: dict[str, Any], globs: tuple[str, ...]) -> dict[str, Any]:
+    return {name: sealed for name, sealed in files.items() if any(fnmatch.fnmatch(name, glob) for glob in globs)}
+
+
+def _digest(files: dict[str, Any]) -> str:
+    return keys.digest([[name, sealed["sha256"]] for name, sealed in sorted(files.items())])
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _move(folder: Path, to: Path) -> None:
+    """Rename a whole tree into place; what stands there already is never overwritten."""
+    _made(to.parent)
+    for below in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
+        _sync(below)
+    os.rename(folder, to)
+    _sync(to.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,76 @@
+"""Supervised fine-tuning: maximise the likelihood of the answers, with TRL's SFTTrainer on encoded rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from tasks.llm import knobs
+from tasks.llm.training import LoRA, Method
+from tasks.runtime import Model, Precision, Run, Tokens, canonical_as, resolved, stage
+
+
+@dataclass
+class SFTConfig:
+    method: Method = Method.lora
+    """lora (adapters beside frozen weights) or full (every weight)."""
+    lora: LoRA = field(default_factory=LoRA)
+    """The adapter, when method is lora."""
+    batch_size: int = 8
+    """Sequences per optimizer step, whatever the number of devices; runtime.micro_batch says how many at once."""
+    precision: Precision = canonical_as(lambda cfg: resolved(cfg.precision).value, default=Precision.auto)
+    """Number format: auto is bf16 where this machine multiplies it, else fp32. The resolved value is keyed."""
+    seed: int = 42
+    """Order of the rows, first weights of the adapter, dropout."""
+    args: dict[str, Any] = canonical_as(lambda cfg: knobs.keyed("SFTConfig", cfg.args), default=dict)
+    """TRL's own SFTConfig knobs, by TRL's names: learning_rate, num_train_epochs, max_steps, warmup_steps ..."""
+
+    def problems(self) -> Iterator[str]:
+        if self.batch_size < 1:
+            yield f"batch_size is {self.batch_size}; give a positive number such as 8."
+        yield from knobs.problems("SFTConfig", self.args)
+
+
+@stage(makes=Model, version="1", device=True)
+def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, float]:
+    import trl
+    from datasets import Dataset
+
+    from tasks.llm import models, training
+
+    precision = resolved(cfg.precision).value
+    full = cfg.method is Method.full
+    model = models.load(base.path, base.base.path, "fp32" if full else precision, trainable=True)
+    if not full and not models.is_adapter(base.path):
+        model = training.adapt(model, cfg.lora, cfg.seed)
+
+    columns = ["input_ids", "labels"]
+    train, held_out = (
+        Dataset.from_parquet(str(tokens.path / f"{split}.parquet"), cache_dir=str(run.work)).select_columns(columns)
+        for split in ("train", "eval")
+    )
+    trainer = trl.SFTTrainer(
+        model=model,
+        args=training.arguments(
+            trl.SFTConfig,
+            {**cfg.args, "dataset_kwargs": {"skip_prepare_dataset": True}},
+            run.work,
+            batch_size=cfg.batch_size,
+            micro_batch=run.micro_batch,
+            autocast=full and precision == "bf16",
+            seed=cfg.seed,
+        ),
+        train_dataset=train,
+        eval_dataset=held_out if len(held_out) else None,
+        processing_class=models.load_tokenizer(base.path),
+    )
+    metrics = training.fit(trainer, run.work, run.log, run.progress)
+    if len(held_out):
+        metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+
+    if full:
+        trainer.model.to(models.dtype_of(precision))
+    models.save(trainer.model, run.out, base.path, "" if full else base.base.digest)
+    training.history(trainer, run.notes)
+    return metrics

@@ -1,0 +1,106 @@
+"""The bundled task is what its script says it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data import make_tickets
+
+FOLDER = Path(make_tickets.__file__).parent
+PHRASES: dict[str, dict[str, list[str]]] = json.loads((FOLDER / "ticket_phrases.json").read_text("utf-8"))
+TRAIN, HELD_OUT = PHRASES["train"], PHRASES["held_out"]
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (FOLDER / "tickets" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def messages(name: str) -> list[str]:
+    return [(row.get("messages") or row["prompt"])[1]["content"] for row in rows(name)]
+
+
+def sentences(texts: list[str]) -> set[str]:
+    found = {part.strip().lower() for text in texts for part in re.split(r"(?<=[.!?,:)])\s", text)}
+    return {part for part in found if len(part.split()) > 2}
+
+
+def test_the_script_writes_the_committed_files_bit_for_bit(tmp_path: Path) -> None:
+    make_tickets.main(tmp_path)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["chats.jsonl", "pairs.jsonl", "prompts.jsonl"]
+    for name in written:
+        assert (tmp_path / name).read_bytes() == (FOLDER / "tickets" / name).read_bytes()
+
+
+def test_there_are_as_many_rows_as_promised_and_the_files_are_small() -> None:
+    assert [len(rows(name)) for name in ("chats", "pairs", "prompts")] == [240, 160, 300]
+    assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 600_000
+
+
+def test_train_has_at_least_25_phrasings_and_no_message_occurs_twice() -> None:
+    assert sum(len(TRAIN[category]) for category in make_tickets.CATEGORIES) >= 25
+    everything = [text for name in ("chats", "pairs", "prompts") for text in messages(name)]
+    assert len(set(everything)) == len(everything)
+
+
+@pytest.mark.parametrize("what", sorted(TRAIN))
+def test_train_and_held_out_share_no_phrase(what: str) -> None:
+    everywhere = {phrase.lower() for bank in TRAIN.values() for phrase in bank}
+    assert not {phrase.lower() for phrase in HELD_OUT[what]} & everywhere
+
+
+def test_train_and_held_out_share_no_word_of_a_product_or_a_name() -> None:
+    def words(bank: dict[str, list[str]]) -> set[str]:
+        return {
+            word for what in ("products", "others", "names") for item in bank[what] for word in item.lower().split()
+        }
+
+    assert not words(TRAIN) & words(HELD_OUT)
+
+
+def test_the_written_messages_share_no_sentence_with_the_held_out_ones() -> None:
+    assert not sentences(messages("chats") + messages("pairs")) & sentences(messages("prompts"))
+
+
+def test_held_out_answers_are_bare_objects_with_keys_in_a_fixed_order() -> None:
+    for row in rows("prompts"):
+        ticket = json.loads(row["completion"])
+        assert list(ticket) == ["category", "product", "order_id", "urgency", "refund"]
+        assert row["completion"] == json.dumps(ticket)
+
+
+def test_product_and_order_id_stand_in_the_message_to_the_letter() -> None:
+    for row in rows("prompts"):
+        ticket, text = json.loads(row["completion"]), row["prompt"][1]["content"]
+        assert ticket["product"] in text
+        assert ticket["order_id"] is None or ticket["order_id"] in text
+
+
+def test_every_answer_of_a_chat_holds_a_right_ticket_and_45_percent_wrap_it() -> None:
+    answers = [row["messages"][2]["content"] for row in rows("chats")]
+    tickets = [json.loads(answer[answer.index("{") : answer.index("}") + 1]) for answer in answers]
+    assert all(ticket["product"] in text for ticket, text in zip(tickets, messages("chats"), strict=True))
+    wrapped = sum(not answer.startswith("{") or not answer.endswith("}") for answer in answers)
+    assert wrapped == 0.45 * len(answers)
+
+
+def test_in_pairs_the_bare_object_is_chosen_and_a_wrapped_one_rejected() -> None:
+    same = 0
+    for row in rows("pairs"):
+        inner = row["rejected"][row["rejected"].index("{") : row["rejected"].index("}") + 1]
+        assert row["chosen"] == json.dumps(json.loads(row["chosen"]))
+        assert inner != row["rejected"]
+        same += inner == row["chosen"]
+    assert 0.6 <= same / 160 <= 0.9
+
+
+def test_no_answer_is_nearly_always_right() -> None:
+    tickets = [json.loads(row["completion"]) for row in rows("prompts")]
+    for field, most in (("category", 0.25), ("urgency", 0.45), ("refund", 0.8), ("product", 0.15), ("order_id", 0.5)):
+        values = [ticket[field] for ticket in tickets]
+        assert max(values.count(value) for value in values) / len(values) <= most
