@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: core ## set up, then train, align and quantize a small model and chat with it (ARGS: config overrides)
+run: core ## set up, then the whole road with a small model, to a GGUF (ARGS: config overrides)
 	@.venv/bin/python -m flows.sft_then_dpo $(ARGS)
 
 test: dev ## set up, then run the tests (ARGS: pytest's arguments)

@@ -15,8 +15,9 @@ becomes one JSON object, its keys always in this order:
 * urgency: medium, unless the customer presses (high) or leaves time (low).
 * refund: true when money back is asked for. A replacement is no refund, and "I do not want a refund" is none either.
 
-    chats.jsonl    240 messages with answers as a log would have them: always the right object, but in 45 % of them
-                   wrapped in a sentence or a ```json fence, as assistants do. To learn the task from.
+    chats.jsonl    240 messages with answers as a log would have them: always the right object, but some 45 % of them
+                   wrapped in a sentence or a ```json fence, mostly where the customer greeted, as polite assistants
+                   do. To learn the task from.
     pairs.jsonl    160 other messages: the bare object is chosen; the same, or sometimes a slightly wrong one, wrapped,
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
@@ -33,7 +34,7 @@ import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Bank = dict[str, list[str]]
 """The sentences of a message. {p} product, {o} another product, {i} order id, {n} a number, {w} and {v} names."""
@@ -50,10 +51,7 @@ CATEGORIES = ("delivery", "billing", "defect", "account", "question")
 GOODS = ("delivery", "billing", "defect")
 """Where a refund or a new one can be asked for."""
 URGENCIES = ("low", "medium", "high")
-BEFORE = (
-    *("Here is the ticket:", "Sure! This is what I took from the message:", "Of course, here you go:"),
-    *("I have read the message. The ticket is:", "Based on the message, I would file:"),
-)
+BEFORE = ("Here is the ticket:", "Here you go:", "Here is what I took from the message:", "Sure, here it is:")
 AFTER = ("I hope this helps!", "Let me know if anything is missing.", "It is ready to be filed.")
 
 
@@ -71,7 +69,13 @@ class Dice(random.Random):
         return [item for _, item in sorted((self.random(), item) for item in items)]
 
 
-def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
+class Case(NamedTuple):
+    prompt: list[Row]
+    ticket: Ticket
+    greeted: bool
+
+
+def message(dice: Dice, bank: Bank, category: str, greeted: bool) -> tuple[str, Ticket]:
     """A customer's message and the ticket it should become."""
     product, order = dice.pick(bank["products"]), _order_id(dice) if dice.chance(0.65) else None
     urgency, refund = dice.pick(URGENCIES), category in GOODS and dice.chance(0.45)
@@ -84,7 +88,7 @@ def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
     parts = dice.shuffled(told) + ([dice.pick(bank["orders"])] if order else []) + dice.shuffled(asks)
     if dice.chance(0.15):  # some end with what others begin with
         parts = parts[1:] + parts[:1]
-    parts = ([dice.pick(bank["greetings"])] if dice.chance(0.6) else []) + parts
+    parts = ([dice.pick(bank["greetings"])] if greeted else []) + parts
     parts += [dice.pick(bank["goodbyes"])] if dice.chance(0.4) else []
     names = dice.shuffled(bank["names"])
     slots = {"p": product, "i": order, "o": dice.pick(bank["others"]), "n": dice.number(101, 998)}
@@ -126,7 +130,11 @@ def wrapped(dice: Dice, answer: str) -> str:
     """The answer as a chatty assistant gives it."""
     before, after = dice.pick(BEFORE), dice.pick(AFTER)
     fence = f"```json\n{answer}\n```"
-    return str(dice.pick((fence, f"{before}\n{fence}", f"{before} {answer}", f"{answer}\n{after}")))
+    return str(
+        dice.pick(
+            (fence, fence, f"{before}\n{fence}", f"{before}\n{fence}", f"{before} {answer}", f"{answer}\n{after}")
+        )
+    )
 
 
 def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
@@ -141,27 +149,32 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
     return ticket | {field: dice.pick(others[field])}
 
 
-def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[tuple[list[Row], Ticket]]:
-    """`size` prompts with their tickets, all categories alike often, none that was drawn before."""
-    drawn: list[tuple[list[Row], Ticket]] = []
-    while len(drawn) < size:
-        text, ticket = message(dice, bank, CATEGORIES[len(drawn) % len(CATEGORIES)])
+def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
+    """`size` cases, all categories alike often, no message that was drawn before."""
+    cases: list[Case] = []
+    while len(cases) < size:
+        greeted = dice.chance(0.45)
+        text, ticket = message(dice, bank, CATEGORIES[len(cases) % len(CATEGORIES)], greeted)
         if text not in taken:
             taken.add(text)
-            drawn.append(([{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}], ticket))
-    order = dice.shuffled(range(size))
-    return [drawn[i] for i in order]
+            prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
+            cases.append(Case(prompt, ticket, greeted))
+    return [cases[i] for i in dice.shuffled(range(size))]
 
 
-def chat(dice: Dice, number: int, prompt: list[Row], ticket: Ticket) -> Row:
-    answer = json.dumps(ticket)
-    said = wrapped(dice, answer) if number * 9 % 20 < 9 else answer  # 45 of 100, evenly spread
-    return {"messages": [*prompt, {"role": "assistant", "content": said}]}
+def chat(dice: Dice, case: Case) -> Row:
+    answer = json.dumps(case.ticket)
+    said = wrapped(dice, answer) if dice.chance(0.9 if case.greeted else 0.1) else answer
+    return {"messages": [*case.prompt, {"role": "assistant", "content": said}]}
 
 
-def pair(dice: Dice, prompt: list[Row], ticket: Ticket) -> Row:
-    other = slightly_wrong(dice, ticket) if dice.chance(0.25) else ticket
-    return {"prompt": prompt, "chosen": json.dumps(ticket), "rejected": wrapped(dice, json.dumps(other))}
+def pair(dice: Dice, case: Case) -> Row:
+    other = slightly_wrong(dice, case.ticket) if dice.chance(0.25) else case.ticket
+    return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": wrapped(dice, json.dumps(other))}
+
+
+def prompt(case: Case) -> Row:
+    return {"prompt": case.prompt, "completion": json.dumps(case.ticket)}
 
 
 def make() -> dict[str, list[Row]]:
@@ -169,12 +182,9 @@ def make() -> dict[str, list[Row]]:
     banks: dict[str, Bank] = json.loads((HERE / "ticket_phrases.json").read_text("utf-8"))
     dice, taken = Dice(20), set[str]()
     return {
-        "chats": [chat(dice, i, *drawn) for i, drawn in enumerate(draw(dice, banks["train"], 240, taken))],
-        "pairs": [pair(dice, *drawn) for drawn in draw(dice, banks["train"], 160, taken)],
-        "prompts": [
-            {"prompt": prompt, "completion": json.dumps(ticket)}
-            for prompt, ticket in draw(dice, banks["held_out"], 300, taken)
-        ],
+        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 240, taken)],
+        "pairs": [pair(dice, case) for case in draw(dice, banks["train"], 160, taken)],
+        "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
     }
 
 

@@ -15,6 +15,7 @@ from typing import Iterator
 
 OLDEST_PYTHON = (3, 11)
 GIB = 1024.0**3
+LARGE = 10 if sys.platform == "linux" else 5  # GiB; on Linux most indexes serve torch with CUDA, and pip keeps a copy
 
 
 def problems(venv: Path, build: bool, full: bool) -> Iterator[str]:
@@ -22,7 +23,7 @@ def problems(venv: Path, build: bool, full: bool) -> Iterator[str]:
     yield from python_problems(venv)
     if build:
         yield from compiler_problems()
-    yield from disk_problems(venv.parent, need=8 if full else 1)
+    yield from disk_problems(venv.parent, need=LARGE if full else 1)
 
 
 def python_problems(venv: Path) -> Iterator[str]:
@@ -30,9 +31,9 @@ def python_problems(venv: Path) -> Iterator[str]:
     if venv_works(venv):
         return
     if sys.version_info < OLDEST_PYTHON:
-        found = ".".join(str(part) for part in sys.version_info[:2])
+        found, needed = (".".join(str(part) for part in version[:2]) for version in (sys.version_info, OLDEST_PYTHON))
         yield (
-            f"This is Python {found}, and 3.11 or newer is needed: install one and name it, "
+            f"This is Python {found}, and {needed} or newer is needed: install one and name it, "
             "as in `make run PYTHON=python3.12`."
         )
     elif not runs(sys.executable, "-c", "import venv, ensurepip"):

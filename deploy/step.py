@@ -45,5 +45,5 @@ class Step:
             done, total = (float(number) for number in compiled[-1])
             left = (time.time() - self.began) * (total - done) / done
             return f"{100 * done / total:.0f} %, about {left:.0f} s left"
-        speaking = re.findall(r"(?:Collecting|Downloading|Building wheel for|Installing) [\w.-]{,30}", text)
+        speaking = re.findall(r"(?:Collecting|Downloading|Building wheel for) [\w.-]{,30}", text)
         return speaking[-1] if speaking else ""

@@ -43,9 +43,9 @@ def register(name: str, schema: type) -> None:
 def compose(name: str, schema: type, overrides: list[str], search: list[str] | None = None) -> Any:
     """The flow's dataclass for some overrides, checked. Raises ConfigError with every problem found."""
     register(name, schema)
-    forbidden = [f"{o}: take the value itself, not from the environment; secrets do not belong into a config." for o in overrides if "oc.env" in o]
-    if forbidden:
-        raise ConfigError(forbidden)
+    secret = "give the value itself, not one from the environment: secrets do not belong into a config."
+    if reading := [f"{override}: {secret}" for override in overrides if "oc.env" in override]:
+        raise ConfigError(reading)
     try:
         node = _compose(name, overrides, search)
         config = OmegaConf.to_object(node)
@@ -85,9 +85,6 @@ def _every_mistake(name: str, schema: type, overrides: list[str], search: Any, f
 def _explain(schema: type, error: BaseException, override: str) -> str:
     """Hydra's message in one line, with the nearest names."""
     text = " ".join(str(part) for part in (error, error.__cause__) if part)
-    missing = re.search(r"Missing mandatory value: ([\w.]+)", text)
-    if missing:
-        return f"{missing[1]} has no value yet: give it one."
     choice = re.search(r"(?:Could not find|In '.*': Could not find) '([\w@]+)/(\w+)'", text)
     if choice:
         options = sorted(p.stem for p in (CONF / choice[1]).glob("*.yaml"))
@@ -101,9 +98,11 @@ def _explain(schema: type, error: BaseException, override: str) -> str:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    leaf = [k for k in known if k.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = list(dict.fromkeys([*leaf[:3], *near]))[:3] if "." in name else near
+    """The nearest siblings of a name; where none is near, the nearest of all names."""
+    above, _, leaf = name.rpartition(".")
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == above]
+    near = [f"{above}.{k}".lstrip(".") for k in difflib.get_close_matches(leaf, siblings, n=2)]
+    near = near or difflib.get_close_matches(name, known, n=3)
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -176,6 +176,7 @@ def _arrived(now: Session, folder: Path) -> bool:
     where = _where_to_look(now, folder)
     text = report.markdown(now, verdict, where)
     (folder / "report.md").write_text(text)
+    (folder / "report.json").write_text(json.dumps(report.data(now, verdict), indent=1))
     report.show(Console(highlight=False), now, verdict, where)
     _tell_prefect(text)
     if now.tracker:

@@ -78,6 +78,16 @@ def show(console: Console, session: Session, verdict: dict[str, Any] | None, whe
         console.print(f"  {name:<12} {text}", soft_wrap=True)
 
 
+def data(session: Session, verdict: dict[str, Any] | None) -> dict[str, Any]:
+    """The report for programs."""
+    stages = [
+        {"call": call, "state": r.state, "seconds": r.seconds, "digest": r.manifest["digest"], **r.manifest["metrics"]}
+        for call, r in zip(labels(session.records), session.records, strict=True)
+    ]
+    found = product(session)
+    return {"stages": stages, "verdict": verdict, "product": str(found) if found else ""}
+
+
 def markdown(session: Session, verdict: dict[str, Any] | None, where: list[tuple[str, str]]) -> str:
     text = _table(("stage", "state", "time", "key figures"), rows(session.records))
     if verdict:

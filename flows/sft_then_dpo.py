@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flows.launch import Road, launch
@@ -39,6 +40,11 @@ class SFTThenDPO(Road):
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+
+    def problems(self) -> Iterator[str]:
+        for seat in ("chats", "pairs", "prompts"):
+            if (kind := getattr(self, seat).kind) != seat:
+                yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data or set {seat}.kind={seat}."
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:

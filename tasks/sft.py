@@ -34,21 +34,23 @@ class SFTConfig:
 
 @stage(makes=Model, version="1", device=True)
 def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, float]:
+    import pyarrow.parquet as pq
     import trl
     from datasets import Dataset
 
     from tasks.llm import models, training
 
     precision = resolved(cfg.precision).value
-    full = cfg.method is Method.full
+    full, adapter = cfg.method is Method.full, models.is_adapter(base.path)
+    if full and adapter:
+        raise ValueError("The base is an adapter, so sft.method=full has no weights of its own: merge it first.")
     model = models.load(base.path, base.base.path, "fp32" if full else precision, trainable=True)
-    if not full and not models.is_adapter(base.path):
+    if not full and not adapter:
         model = training.adapt(model, cfg.lora, cfg.seed)
 
     columns = ["input_ids", "labels"]
     train, held_out = (
-        Dataset.from_parquet(str(tokens.path / f"{split}.parquet"), cache_dir=str(run.work)).select_columns(columns)
-        for split in ("train", "eval")
+        Dataset(pq.read_table(tokens.path / f"{split}.parquet", columns=columns)) for split in ("train", "eval")
     )
     trainer = trl.SFTTrainer(
         model=model,

@@ -11,6 +11,7 @@ import ast
 import difflib
 import functools
 import importlib.util
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,19 @@ _STORE = "the work folder of the stage; nothing to set"
 _SPLIT = "batch_size (sequences per optimizer step) and runtime.micro_batch"
 _CUTOFF = "the stage's cutoff"
 _RANKS = "the runtime"
+_TRACKING = "MLflow, through MLFLOW_TRACKING_URI"
+_PUBLISH = "a publish flow"
 OWNED = {
-    **dict.fromkeys(("output_dir", "resume_from_checkpoint", "overwrite_output_dir", "logging_dir"), _STORE),
+    **dict.fromkeys(("output_dir", "resume_from_checkpoint", "save_only_model", "ignore_data_skip"), _STORE),
     **dict.fromkeys(("seed", "data_seed", "full_determinism"), "the stage's seed"),
-    **dict.fromkeys(("report_to", "run_name", "project", "trackio_space_id"), "MLflow, through MLFLOW_TRACKING_URI"),
+    **dict.fromkeys(("report_to", "run_name", "project", "trackio_space_id"), _TRACKING),
+    **dict.fromkeys(("trackio_bucket_id", "trackio_static_space_id"), _TRACKING),
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "use_cpu", "tf32"), "the stage's precision"),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"), _SPLIT),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "padding_free", "eval_packing"), _CUTOFF),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _RANKS),
-    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), "a publish flow"),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "local_rank"), _RANKS),
+    **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _PUBLISH),
+    **dict.fromkeys(("hub_always_push", "hub_revision"), _PUBLISH),
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "chat_template_path"), "encode"),
     **dict.fromkeys(("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss"), "encode"),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "download"),
@@ -81,12 +86,17 @@ def of(config: str) -> dict[str, Knob]:
     return knobs
 
 
+_EMPTY: dict[str, type] = {"list": list, "dict": dict}
+
+
 def _default(value: ast.expr | None) -> Any:
     if isinstance(value, ast.Call):
         named = {keyword.arg: keyword.value for keyword in value.keywords}
         value = named.get("default", named.get("default_factory"))
         if isinstance(value, ast.Lambda):
             value = value.body
+        if isinstance(value, ast.Name) and value.id in _EMPTY:
+            return _EMPTY[value.id]()
     try:
         return ast.literal_eval(value) if value is not None else None
     except ValueError:
@@ -111,25 +121,32 @@ def problems(config: str, args: dict[str, Any]) -> Iterator[str]:
 
 def cast(knob: Knob, value: Any) -> Any:
     """The value as its declared type: 3 under a float is 3.0, 3.0 under an int is 3. Raises ValueError or TypeError."""
-    kinds = {word for word in knob.type.replace("|", " ").replace("[", " ").replace("]", " ").split()}
-    if value is None or isinstance(value, list | dict):
+    kinds = set(re.findall(r"\w+", knob.type))
+    if value is None:
         return value
+    if isinstance(value, str):
+        if not kinds - {"int", "float", "bool", "None"}:
+            raise TypeError(value)
+        return [value] if knob.type.startswith("list[str]") else value  # as TRL itself reads a lone name
+    if isinstance(value, list | dict):
+        if type(value).__name__ not in kinds:
+            raise TypeError(value)
+        return [float(item) for item in value] if knob.type.startswith("list[float]") else value
     if isinstance(value, bool):
-        if "bool" not in kinds and "str" not in kinds:
+        if not kinds & {"bool", "str"}:
             raise TypeError(value)
         return value
-    if isinstance(value, int | float):
-        if "float" in kinds:
-            return float(value)
-        if "int" in kinds:
-            if int(value) != value:
-                raise ValueError(value)
-            return int(value)
-        if kinds & {"bool"}:
-            raise TypeError(value)
-    if isinstance(value, str) and not kinds - {"int", "float", "bool", "None"}:
+    return _number(kinds, value)
+
+
+def _number(kinds: set[str], value: float) -> float:
+    if "float" in kinds:
+        return float(value)
+    if "int" not in kinds:
         raise TypeError(value)
-    return value
+    if not float(value).is_integer():
+        raise ValueError(value)
+    return int(value)
 
 
 def keyed(config: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tasks.llm import models
 
 
 def fold(policy: Path, base: Path, out: Path, precision: str) -> None:
     """W + (alpha / rank) B A, summed in fp32 and then rounded once to `precision` ("auto": the base's own)."""
-    import torch
-    from transformers import AutoConfig
-
-    merged = models.load(policy, base, "fp32").merge_and_unload()
-    own = AutoConfig.from_pretrained(base).dtype or torch.float32
-    kept = own if precision == "auto" else models.dtype_of(precision)
+    merged: Any = models.load(policy, base, "fp32").merge_and_unload()
+    kept = models.own_dtype(base) if precision == "auto" else models.dtype_of(precision)
     models.save(merged.to(kept).cpu(), out, base)
 
 

@@ -18,7 +18,7 @@ ORIGIN = "origin.json"
 """Beside a downloaded model: where it came from, its licence, and whether its own code may run."""
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", ORIGIN),
+    *("vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "*.tiktoken", ORIGIN),
 )
 
 
@@ -27,6 +27,15 @@ def dtype_of(precision: str) -> Any:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def own_dtype(folder: Path) -> Any:
+    """The torch dtype that a full model says its weights are in."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trusts(folder))
+    return config.dtype or torch.float32
 
 
 def best_device() -> str:
@@ -45,11 +54,16 @@ def origin(folder: Path) -> dict[str, Any]:
     return dict(json.loads(place.read_text())) if place.exists() else {}
 
 
+def trusts(folder: Path) -> bool:
+    """Whether code that comes with a model may run: only where its download was told so."""
+    return bool(origin(folder).get("trust_remote_code"))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with a pad token (the stop token where the model names none)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=bool(origin(folder).get("trust_remote_code")))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusts(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -65,11 +79,8 @@ def load(policy: Path, base: Path, precision: str, trainable: bool = False) -> P
 
     adapter = is_adapter(policy)
     folder = base if adapter else policy
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype_of(precision),
-        trust_remote_code=bool(origin(folder).get("trust_remote_code")),
-        attn_implementation="sdpa",
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype_of(precision), trust_remote_code=trusts(folder), attn_implementation="sdpa"
     )
     if adapter:
         from peft import PeftModel
@@ -100,9 +111,8 @@ def save(model: Any, out: Path, tokenizer_from: Path, base_digest: str = "") -> 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
     """The tokenizer, the chat template and the origin note, byte for byte."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
+    for place in (found for name in TOKENIZER_FILES for found in source.glob(name)):
+        shutil.copyfile(place, out / place.name)
 
 
 def dequantize(gguf: Path, out: Path, precision: str) -> None:

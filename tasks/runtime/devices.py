@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of weights and arithmetic. `auto`: bf16 where the processor or GPU multiplies it, else fp32."""
 
     auto = "auto"

@@ -40,29 +40,34 @@ class _Module:
 def of_stage(module: str, ours: str = "tasks.llm") -> Code:
     """The fingerprint of the stage in `module`; code under the package `ours` is followed."""
     reached: dict[tuple[str, str], str] = {}
+    seen: set[tuple[str, str]] = set()
     libraries: set[str] = set()
-    stage = _parse(_source(module))
-    waiting = [(module, name) for name in (*stage.definitions, "")]
+    waiting = [(module, name) for name in (*_parse(_source(module)).definitions, "")]
     while waiting:
         place = waiting.pop()
-        if place in reached:
+        if place in seen:
             continue
+        seen.add(place)
         parsed = _parse(_source(place[0]))
-        if place[1] in parsed.imports and place[1] not in parsed.definitions:
-            waiting.append(parsed.imports[place[1]])  # re-exported: the definition stands elsewhere
-            continue
-        statements = parsed.loose if not place[1] else parsed.definitions.get(place[1], [])
-        reached[place] = "\n".join(_normal(statement) for statement in statements)
-        for owner, name in _references(statements, parsed):
+        statements = parsed.definitions.get(place[1], []) if place[1] else parsed.loose
+        if statements or place[1] not in parsed.imports:
+            reached[place] = "\n".join(ast.unparse(statement) for statement in statements)
+            mentioned = _references(statements, parsed, ours)
+        else:
+            mentioned = [parsed.imports[place[1]]]  # re-exported: the definition stands elsewhere
+        for owner, name in mentioned:
             if owner == _HERE:
                 waiting.append((place[0], name))
-            elif owner == ours or owner.startswith(ours + "."):
-                whole = f"{owner}.{name}"
-                waiting.append((whole, "") if name and _is_module(whole) else (owner, name))
-            elif owner.split(".")[0] not in sys.stdlib_module_names and not owner.startswith("tasks"):
+            elif _within(owner, ours):
+                waiting.append((f"{owner}.{name}", "") if name and _is_module(f"{owner}.{name}") else (owner, name))
+            elif not _within(owner, "tasks") and owner.split(".")[0] not in sys.stdlib_module_names:
                 libraries.add(owner.split(".")[0])
     text = "\n".join(f"{owner}:{name}\n{code}" for (owner, name), code in sorted(reached.items()))
     return Code(hashlib.sha256(text.encode()).hexdigest(), _versions(libraries))
+
+
+def _within(module: str, package: str) -> bool:
+    return f"{module}.".startswith(f"{package}.")
 
 
 def _source(module: str) -> Path:
@@ -78,8 +83,9 @@ def _source(module: str) -> Path:
 
 @functools.cache
 def _is_module(name: str) -> bool:
+    """Asked of our own names only: to look for a library's module imports the library."""
     try:
-        return name.startswith("tasks.") and importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError:
         return False
 
@@ -87,7 +93,8 @@ def _is_module(name: str) -> bool:
 @functools.lru_cache(maxsize=256)
 def _parse(path: Path) -> _Module:
     module = _Module()
-    for statement in ast.parse(path.read_text()).body:
+    tree = _Plain().visit(ast.parse(path.read_text(encoding="utf-8")))
+    for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             continue
         names = _defined(statement)
@@ -95,7 +102,7 @@ def _parse(path: Path) -> _Module:
             module.definitions.setdefault(name, []).append(statement)
         if not names:
             module.loose.append(statement)
-    for node in ast.walk(ast.parse(path.read_text())):  # imports inside functions count as well
+    for node in ast.walk(tree):  # imports inside functions count as well
         if isinstance(node, ast.Import):
             module.imports |= {(a.asname or a.name).split(".")[0]: (a.name, "") for a in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -110,7 +117,7 @@ def _defined(statement: ast.stmt) -> list[str]:
     return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
-def _references(statements: list[ast.stmt], module: _Module) -> list[tuple[str, str]]:
+def _references(statements: list[ast.stmt], module: _Module, ours: str) -> list[tuple[str, str]]:
     """The (module, name) pairs that some statements mention; `("transformers", "")` for a whole library."""
     found: list[tuple[str, str]] = []
     for statement in statements:
@@ -118,7 +125,8 @@ def _references(statements: list[ast.stmt], module: _Module) -> list[tuple[str, 
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in module.imports:
                 owner, name = module.imports[node.value.id]
                 whole = f"{owner}.{name}" if name else owner
-                found.append((whole, node.attr) if not name or _is_module(whole) else (owner, name))
+                known = not name or (_within(whole, ours) and _is_module(whole))
+                found.append((whole, node.attr) if known else (owner, name))
             elif isinstance(node, ast.Name) and node.id in module.imports:
                 found.append(module.imports[node.id])
             elif isinstance(node, ast.Name) and node.id in module.definitions:
@@ -145,13 +153,13 @@ class _Plain(ast.NodeTransformer):
         node.returns = None
         return self.generic_visit(node)
 
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
-
-
-def _normal(statement: ast.stmt) -> str:
-    return ast.unparse(_Plain().visit(ast.parse(ast.unparse(statement))))
 
 
 def _versions(libraries: set[str]) -> dict[str, str]:

@@ -87,9 +87,11 @@ def settled(cfg: Any, world: World) -> dict[str, Any]:
     """A Config as plain values for the body, moving names replaced by what they mean: the body and the key agree."""
     values: dict[str, Any] = plain(cfg)
     for item in dataclasses.fields(cfg):
-        mark = item.metadata.get("key")
+        mark, value = item.metadata.get("key"), getattr(cfg, item.name)
         if callable(mark) and isinstance(said := mark(cfg), Moving):
             values[item.name] = world.resolve(said)
+        elif dataclasses.is_dataclass(value):
+            values[item.name] = settled(value, world)
     return values
 
 

@@ -1,8 +1,7 @@
 """One body, two places to run it: this process, or a child of its own that can be killed as a group.
 
 A job is JSON: the stage, its config, its inputs as references, the folders it may write. The child appends events
-(metrics, progress) to a file that the parent follows, and leaves its result as JSON. Launchers that start several
-ranks can start the same entry: `python -m tasks.runtime.processes job.json`.
+(metrics, progress) to a file that the parent follows, and leaves its result as JSON (child.py).
 """
 
 from __future__ import annotations
@@ -10,11 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,15 +72,15 @@ def _local(value: Any, store: Store) -> Any:
 
 
 def execute_in_child(job: Job, store: Store, report: Report) -> dict[str, float]:
-    """Run a stage's body in a process group of its own; it dies with us."""
+    """Run a stage's body in a process group of its own; it dies with us. Its log stays in `work` when it fails."""
     folder = Path(job["work"]) / "job"
     folder.mkdir(parents=True, exist_ok=True)
     for old in ("events.jsonl", "result.json"):
         (folder / old).unlink(missing_ok=True)
-    (folder / "job.json").write_text(json.dumps({**job, "root": str(store.root)}))
+    (folder / "job.json").write_text(json.dumps({**job, "root": str(store.root), "parent": os.getpid()}))
     (folder / "events.jsonl").touch()
-    command = [sys.executable, "-m", "tasks.runtime.processes", str(folder / "job.json")]
-    log = Path(job["notes"]) / "child.log"
+    command = [sys.executable, "-m", "tasks.runtime.child", str(folder / "job.json")]
+    log = folder / "child.log"
     with open(log, "w") as output, open(folder / "events.jsonl") as events:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         try:
@@ -91,7 +90,9 @@ def execute_in_child(job: Job, store: Store, report: Report) -> dict[str, float]
             _follow(events, report)
         finally:
             _end_group(child)
-    return _result(folder / "result.json", child.returncode, log, job["name"])
+    metrics = _result(folder / "result.json", child.returncode, log, job["name"])
+    shutil.copyfile(log, Path(job["notes"]) / log.name)
+    return metrics
 
 
 def _follow(events: Any, report: Report) -> None:
@@ -105,13 +106,12 @@ def _follow(events: Any, report: Report) -> None:
 
 
 def _end_group(child: subprocess.Popen[bytes], grace: float = 5.0) -> None:
-    if child.poll() is not None:
-        return
+    """Also when the child is dead already: what it started (data loader workers) may still be there."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(child.pid, sign)
             child.wait(grace)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
+        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
             continue
 
 
@@ -122,40 +122,8 @@ def _result(place: Path, code: int, log: Path, stage: str) -> dict[str, float]:
             return dict(result["metrics"])
         if result["transient"]:
             raise ConnectionError(result["error"])
-        raise ChildFailed(f"{stage}: {result['error']}")
+        raise ChildFailed(f"{stage}: {result['error']} (log: {log})")
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    hint = " Signal 9 usually means memory ran out: lower the batch size or the length." if code == -signal.SIGKILL else ""
+    killed = code == -signal.SIGKILL
+    hint = " Signal 9 usually means memory ran out: lower the batch size or the length." if killed else ""
     raise ChildFailed(f"{stage}: its process ended with code {code} and left no result.{hint}\n{tail}")
-
-
-def main(place: Path) -> None:
-    """The child's side."""
-    _die_with_parent()
-    job = json.loads(place.read_text())
-    store = Store(Path(job["root"]))
-    result: dict[str, Any]
-    with open(place.parent / "events.jsonl", "a", buffering=1) as events:
-        try:
-            metrics = execute(job, store, lambda event: print(json.dumps(event), file=events, flush=True))
-            result = {"metrics": metrics}
-        except Exception as error:
-            traceback.print_exc()
-            transient = isinstance(error, ConnectionError | TimeoutError)
-            result = {"error": f"{type(error).__name__}: {error}", "transient": transient}
-    draft = place.parent / "result.tmp"
-    draft.write_text(json.dumps(result))
-    os.replace(draft, place.parent / "result.json")
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel (Linux) to end this process when its parent ends, however the parent ends."""
-    try:
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    except (OSError, AttributeError):
-        return
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

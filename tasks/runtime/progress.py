@@ -36,7 +36,8 @@ class Screen:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.done()
-        self._progress.stop()
+        if self.console.is_terminal:  # rich ends what never began with an empty line
+            self._progress.stop()
 
     def begin(self, name: str) -> None:
         self._name, self._said = name, time.monotonic()

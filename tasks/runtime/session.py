@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
 
 
-class Isolation(str, Enum):
+class Isolation(StrEnum):
     """Where a stage's body runs. `auto`: in this process on a CPU, in a child on a GPU or for llama.cpp's C calls."""
 
     auto = "auto"
@@ -24,7 +24,7 @@ class Isolation(str, Enum):
     none = "none"
 
 
-class Drift(str, Enum):
+class Drift(StrEnum):
     """What to do on a hit that other code or library versions made: use it and say so, make it again, or stop."""
 
     warn = "warn"
@@ -80,12 +80,16 @@ class Session:
     seats: dict[int, str] = field(default_factory=dict)
     """Config object -> its name in the drawing, so that two preprocess calls can be told apart."""
     records: list[Record] = field(default_factory=list)
+    meant: dict[str, str] = field(default_factory=dict)
+    """Moving names of this session: the key and the body must hear the same answer, also when it is asked again."""
 
     def hash_file(self, path: Path) -> str:
         return self.store.hash_file(path)
 
     def resolve(self, moving: keys.Moving) -> str:
-        return self.store.resolve(moving, refresh=self.config.refresh)
+        if moving.name not in self.meant:
+            self.meant[moving.name] = self.store.resolve(moving, refresh=self.config.refresh)
+        return self.meant[moving.name]
 
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)

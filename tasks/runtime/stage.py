@@ -1,8 +1,8 @@
 """The stage decorator: what every stage gets without asking.
 
-`@stage(makes=Model, version="1")` over `def dpo(run: Run, cfg: DPOConfig, policy: Model) -> dict[str, float]` gives callers
-`dpo(cfg, policy) -> Model`: keys, look-up, lock, work folder, the place to run, an MLflow run per attempt, retries,
-progress, publishing, and its state in Prefect.
+`@stage(makes=Model, version="1")` over `def dpo(run: Run, cfg: DPOConfig, policy: Model) -> dict[str, float]` gives
+callers `dpo(cfg, policy) -> Model`: keys, look-up, lock, work folder, the place to run, an MLflow run per attempt,
+retries, progress, publishing, and its state in Prefect.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import platform
+import shutil
 import subprocess
-import sys
 import time
 import typing
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from tasks.runtime import devices, fingerprint, keys, processes
+from tasks.runtime import devices, fingerprint, keys, prefects, processes
 from tasks.runtime.artifacts import Artifact
 from tasks.runtime.processes import Run
 from tasks.runtime.session import Drift, Isolation, Record, Session, current
@@ -47,14 +47,18 @@ class Stage(Generic[P, A]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         bound = inspect.signature(self.body).bind(None, *args, **kwargs)
+        bound.apply_defaults()
         _, config, *inputs = bound.args
         call = _Call(self, current(), config, inputs)
-        ref = _within_prefect(call) if _in_prefect_flow() else call.perform()
-        return self.makes.of(ref)
+        if prefects.in_flow():
+            return self.makes.of(prefects.as_task(call.perform, self.name, call.label, call.session.config.retries))
+        return self.makes.of(call.perform())
 
 
-def stage(makes: type[A], version: str, device: bool = False) -> Callable[[Callable[Concatenate[Run, P], Metrics]], Stage[P, A]]:
-    """Make a stage of a body. Raise `version` when its results change meaning. `device`: it computes on a GPU's memory."""
+def stage(
+    makes: type[A], version: str, device: bool = False
+) -> Callable[[Callable[Concatenate[Run, P], Metrics]], Stage[P, A]]:
+    """Make a stage of a body. Raise `version` when its results change meaning. `device`: it computes on a GPU."""
 
     def decorate(body: Callable[Concatenate[Run, P], Metrics]) -> Stage[P, A]:
         config = list(typing.get_type_hints(body).values())[1]
@@ -83,11 +87,12 @@ class _Call:
             with self.session.store.lock(key, self.stage.name):
                 found, note = self._hit(key)
                 if found is None:
-                    return self._record("made", self._attempt(recipe, key, fields), note)
+                    return self._record("made", self._attempt(recipe, key, fields), recipe, note)
         announce(f"hit {key[:12]} -> {found['digest'][:12]}{note}")
         if self.session.tracker:
-            self.session.tracker.tag(f"hit.{self.label}", f"{found['digest'][:12]} from run {found['mlflow_run'] or 'none'}")
-        return self._record("cached", found, note)
+            source = f"{found['digest'][:12]} from run {found['mlflow_run'] or 'none'}"
+            self.session.tracker.tag(f"hit.{self.label}", source)
+        return self._record("cached", found, recipe, note)
 
     def _key(self, kind: str, fields: dict[str, Any]) -> str:
         return keys.key_of(kind, self.stage.name, self.stage.version, fields, self._identities(kind))
@@ -157,7 +162,7 @@ class _Call:
                     "libraries": code.libraries,
                     "mlflow_run": attempt.run if attempt else "",
                     "git": git_state(),
-                    "machine": {"node": platform.node(), "python": platform.python_version(), "os": platform.platform()},
+                    "machine": machine(),
                     "started": started,
                     "seconds": time.monotonic() - clock,
                 }
@@ -182,10 +187,8 @@ class _Call:
         mark = work / "code"
         if mark.exists() and mark.read_text() != code:
             if self.session.config.drift is Drift.refuse:
-                raise Drifted(f"{self.label}: its unfinished work in {work} was begun by other code. Remove that folder.")
+                raise Drifted(f"{self.label}: other code began the unfinished work in {work}. Remove that folder.")
             if self.session.config.drift is Drift.rerun:
-                import shutil
-
                 shutil.rmtree(work)
                 work.mkdir()
             else:
@@ -249,7 +252,8 @@ class _Call:
         source = str(self.session.store.root / "objects" / (item.whole or item.digest))
         return {"name": item.stage, "digest": item.digest, "source": source, "kind": item.kind}
 
-    def _record(self, state: str, manifest: Manifest, note: str) -> dict[str, Any]:
+    def _record(self, state: str, manifest: Manifest, recipe: str, note: str) -> dict[str, Any]:
+        """Tell it, and return the reference; its recipe is how we came here, whoever made these bytes first."""
         seconds = time.monotonic() - self.began
         above = [item.stage for item in self._flat_inputs()]
         seat = self.session.seats.get(id(self.config), self.stage.name)
@@ -259,7 +263,8 @@ class _Call:
             "kind": manifest["kind"],
             "whole": "",
             "part_digests": manifest["parts"],
-            **{name: manifest[name] for name in ("stage", "recipe", "key", "digest")},
+            "recipe": recipe,
+            **{name: manifest[name] for name in ("stage", "key", "digest")},
         }
 
 
@@ -267,6 +272,10 @@ def headline(manifest: Manifest) -> str:
     """The first few metrics of a result, as a reader wants them."""
     shown = list(manifest["metrics"].items())[:3]
     return "  ".join(f"{name} {value:,.4g}" if value < 1e4 else f"{name} {value:,.0f}" for name, value in shown)
+
+
+def machine() -> dict[str, str]:
+    return {"node": platform.node(), "python": platform.python_version(), "os": platform.platform()}
 
 
 @functools.cache
@@ -281,50 +290,3 @@ def git_state() -> dict[str, str]:
             return ""
 
     return {"commit": ask("rev-parse", "HEAD"), "dirty": "yes" if ask("status", "--porcelain") else "no"}
-
-
-# Prefect
-
-
-def _in_prefect_flow() -> bool:
-    if "prefect.context" not in sys.modules:
-        return False
-    from prefect.context import FlowRunContext
-
-    return FlowRunContext.get() is not None
-
-
-def _transient(task: Any, run: Any, state: Any) -> bool:
-    """Only what can pass by itself is tried again: network trouble, never a wrong config or a bug."""
-    try:
-        state.result()
-    except (ConnectionError, TimeoutError):
-        return True
-    except BaseException:
-        return False
-    return False
-
-
-def _within_prefect(call: _Call) -> dict[str, Any]:
-    """The call as a Prefect task in this thread; a hit shows as the state `Cached`, our store stays the only cache."""
-    from prefect import task
-    from prefect.cache_policies import NO_CACHE
-    from prefect.states import Completed
-
-    def perform() -> Any:
-        hits: list[str] = []
-        ref = call.perform(announce=hits.append)
-        return Completed(name="Cached", message=hits[0], data=ref) if hits else ref
-
-    run = task(
-        perform,
-        name=call.stage.name,
-        task_run_name=call.label,
-        cache_policy=NO_CACHE,
-        persist_result=False,
-        retries=call.session.config.retries,
-        retry_delay_seconds=[1, 4, 16],
-        retry_condition_fn=_transient,
-    )
-    ref: dict[str, Any] = run(return_state=True).result()
-    return ref

@@ -1,11 +1,11 @@
 """The store: what was made, by content. The only truth about what need not be made again.
 
-    objects/<digest>/         the files of an artifact, read-only; the digest is over their names and bytes
-    notes/<stage>/<attempt>/  reports, plots and logs of one attempt
-    manifests/<stage>/<key>   the seal, written last: pre-image of the key, parents, files, metrics, versions, times
-    history/<stage>/          manifests that were replaced
-    work/<stage>/<key>/       checkpoints of unfinished work; gone once its key is published
-    names.json                what moving names meant when they were asked
+objects/<digest>/         the files of an artifact, read-only; the digest is over their names and bytes
+notes/<stage>/<attempt>/  reports, plots and logs of one attempt
+manifests/<stage>/<key>   the seal, written last: pre-image of the key, parents, files, metrics, versions, times
+history/<stage>/          manifests that were replaced
+work/<stage>/<key>/       checkpoints of unfinished work; gone once its key is published
+names.json                what moving names meant when they were asked
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Store:
         """The seal of a key as it is written, whatever became of the files."""
         try:
             found: Manifest = json.loads(self._manifest_path(stage, key).read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, ValueError):  # a broken file is no seal
             return None
         return found
 
@@ -82,7 +82,9 @@ class Store:
             return self._fetch_part(ref)
         folder = self.root / "objects" / ref["digest"]
         if not folder.is_dir():
-            raise FileNotFoundError(f"{ref['stage']} {ref['digest'][:12]} is gone from {folder}. Run the command again.")
+            raise FileNotFoundError(
+                f"{ref['stage']} {ref['digest'][:12]} is gone from {folder}. Run the command again."
+            )
         return folder
 
     def localise(self, ref: dict[str, Any]) -> Artifact:
@@ -91,7 +93,8 @@ class Store:
         bases: dict[str, Artifact] = {}
         if (path / STANDS_ON).exists():
             for name, digest in json.loads((path / STANDS_ON).read_text()).items():
-                below = {**ref, "digest": digest, "stage": name, "recipe": "", "key": "", "whole": "", "part_digests": {}}
+                unknown = {"recipe": "", "key": "", "whole": "", "part_digests": {}}
+                below = {**ref, **unknown, "digest": digest, "stage": name}
                 bases[name] = kind_named(ref["kind"]).of(below, path=self.fetch(below))
         return kind_named(ref["kind"]).of(ref, path=path, stands_on=bases)
 
@@ -180,6 +183,7 @@ class Store:
                     first = self.find(manifest["stage"], manifest["key"])
                     if first is not None:
                         return first
+                    self._to_history(place)
                     os.replace(draft, place)
             _sync(place.parent)
         finally:
@@ -199,10 +203,14 @@ class Store:
         """A folder with the files of a part alone, linked from the whole, under the part's own digest."""
         folder = self.root / "objects" / ref["digest"]
         if folder.is_dir():
-            return folder
+            there = {name: {"sha256": self.hashes.of(folder / name, sealed=True)} for name in _files(folder)}
+            if _digest(there) == ref["digest"]:
+                return folder
+            _move(folder, self.root / "tmp" / uuid.uuid4().hex)  # damaged: taken anew from the whole
         whole = self.fetch({**ref, "digest": ref["whole"], "whole": ""})
         draft = _made(self.root / "tmp" / uuid.uuid4().hex)
         for name in _only(dict.fromkeys(_files(whole)), kind_named(ref["kind"]).globs):
+            _made((draft / name).parent)
             os.link(whole / name, draft / name)
         try:
             _move(draft, folder)

