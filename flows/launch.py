@@ -199,7 +199,8 @@ def _where_to_look(now: Session, folder: Path) -> list[tuple[str, str]]:
     found = report.product(now)
     gguf = [("GGUF", str(found))] if found else []
     bin_ = Path(sys.executable).parent
-    mlflow = f"{bin_ / 'mlflow'} ui --backend-store-uri {now.tracker.uri}" if now.tracker else ""
+    mlflow = now.tracker.uri if now.tracker else ""
+    mlflow = mlflow if mlflow.startswith("http") else f"{bin_ / 'mlflow'} ui --backend-store-uri {mlflow}"
     home = f"PREFECT_HOME={os.environ['PREFECT_HOME']} " if "PREFECT_HOME" in os.environ else ""
     running = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
     prefect = running or f"{home}{bin_ / 'prefect'} server start"
@@ -223,6 +224,7 @@ def prepare_environment(runtime: RuntimeConfig) -> None:
         "DO_NOT_TRACK": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",

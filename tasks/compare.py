@@ -1,4 +1,4 @@
-"""Set the models of a road beside each other, prompt by prompt, and judge: gates are in the config, the verdict is data.
+"""Set the models of a road beside each other, prompt by prompt, and judge. Gates are config, the verdict is data.
 
 Differences are paired: each model against the one before it on the same prompts, with a bootstrap interval. A gate
 that is null is off. The last model is the candidate: the one the road is for.
@@ -61,7 +61,7 @@ def compare(run: Run, cfg: CompareConfig, scores: list[Metrics], trust: Metrics 
     predictions = [_predictions(score.path) for score in scores]
     columns = [[line[cfg.objective] for _, line in sorted(found.items())] for found in predictions]
     if len({tuple(sorted(found)) for found in predictions}) != 1:
-        raise ValueError("The models were measured on different prompts, so they cannot be paired: evaluate them again.")
+        raise ValueError("The models were measured on different prompts and cannot be paired: evaluate them again.")
     fidelity = json.loads((trust.path / "metrics.json").read_text()) if trust else {}
 
     gates = [gate for gate in _gates(cfg.gates, fidelity, models[-1]) if gate["limit"] is not None]

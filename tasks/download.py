@@ -14,13 +14,13 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 from tasks.runtime import Model, Moving, Precision, Run, external, stage
 
 
-class Source(str, Enum):
+class Source(StrEnum):
     """Where the model comes from."""
 
     hub = "hub"
@@ -111,7 +111,7 @@ def _from_folder(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
     folder = Path(cfg.path).expanduser()
     found = [p for p in sorted(folder.iterdir()) if p.suffix in _KEPT and p.is_file()]
     if not any(p.suffix == ".safetensors" for p in found):
-        raise ValueError(f"{cfg.path} has no *.safetensors. Pickled weights are not loaded: save it as safetensors first.")
+        raise ValueError(f"{cfg.path} has no *.safetensors. Pickled weights are not loaded: save as safetensors first.")
     for done, place in enumerate(found, 1):
         shutil.copyfile(place, run.out / place.name)
         run.progress(done, len(found), "files")
@@ -149,8 +149,8 @@ def _fetched_wheel(folder: Path, requirement: str, sha256: str) -> Path:
     """The wheel as the package index gives it, checked; one that is there already is not fetched again."""
     folder.mkdir(parents=True, exist_ok=True)
     if not list(folder.glob("*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(folder), requirement]
-        said = subprocess.run([*command, "--disable-pip-version-check"], capture_output=True, text=True)
+        ask = ["pip", "download", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-d", str(folder)]
+        said = subprocess.run([sys.executable, "-m", *ask, requirement], capture_output=True, text=True)
         if said.returncode:
             _explain_pip(requirement, said.stdout + said.stderr)
     wheel = next(folder.glob("*.whl"))
@@ -166,4 +166,5 @@ def _explain_pip(requirement: str, said: str) -> None:
     passing = ("connection", "timed out", "temporary failure", "network is unreachable", "retrying")
     if any(word in said.lower() for word in passing):
         raise ConnectionError(f"The Python package index cannot be reached for {requirement}. Check the network.")
-    raise ValueError(f"pip could not fetch {requirement}: {said.strip().splitlines()[-1]}")
+    last = [line for line in said.splitlines() if line.strip()][-1:] or ["it said nothing."]
+    raise ValueError(f"pip could not fetch {requirement}: {last[0]}")

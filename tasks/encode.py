@@ -1,4 +1,4 @@
-"""Rows to token ids and labels, through the model's own chat template. Only the answer bears loss (label -100 elsewhere).
+"""Rows to token ids and labels, through the model's own chat template. Only the answer bears loss.
 
 Keyed on the tokenizer's files and the rows, not on the weights: a new base with the same tokenizer hits.
 """
@@ -39,11 +39,11 @@ def encode(run: Run, cfg: EncodeConfig, tokenizer: Tokenizer, chats: Dataset) ->
         _write(encoded, run.out / f"{split}.parquet")
         counts[split] = len(encoded)
     if not counts["train"]:
-        raise ValueError(f"No row is left to train on: {counts['no_label']} had no answer token within {cfg.cutoff} tokens.")
-    share = counts["labelled"] / counts["tokens"]
-    return {"rows": counts["train"], "eval_rows": counts["eval"], "tokens": counts["tokens"], "trained_share": share} | {
-        name: counts[name] for name in ("truncated", "no_label")
-    }
+        lost = f"{counts['no_label']} had no answer token within cutoff={cfg.cutoff}"
+        raise ValueError(f"No row is left to train on; {lost}: raise encode.cutoff, or give rows to chats.")
+    headline: dict[str, float] = {"rows": counts["train"], "eval_rows": counts["eval"], "tokens": counts["tokens"]}
+    headline["trained_share"] = counts["labelled"] / counts["tokens"]
+    return headline | {name: counts[name] for name in ("truncated", "no_label")}
 
 
 def _encoded(tokenizer: Any, read: list[Any], cutoff: int, counts: Counter[str], progress: Any) -> list[dict[str, Any]]:

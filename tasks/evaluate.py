@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tasks.runtime import GGUF, Dataset, Metrics, Model, Precision, Run, canonical_as, free, resolved, stage
@@ -37,13 +36,13 @@ def evaluate(run: Run, cfg: EvaluateConfig, model: Model | GGUF, prompts: Datase
     asked = list(rows.read_split(prompts.path, "eval"))
     if not asked:
         raise ValueError("There are no held-out prompts: give preprocess@prompts rows with kind=prompts.")
-    answer = _from_gguf if isinstance(model, GGUF) else _from_model
+    answers = _from_gguf(cfg, model, asked, run) if isinstance(model, GGUF) else _from_model(cfg, model, asked, run)
     scored: list[dict[str, Any]] = []
     with open(run.out / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for row, said, finished, loss in answer(cfg, model, asked, run):
+        for row, said, finished, loss in answers:
             scores = {name: metric(said, row["answer"]) for name, metric in scoring.METRICS.items()}
-            line = {"id": row["id"], "prediction": said, "answer": row["answer"], "stopped": float(finished), "loss": loss}
-            scored.append(line | scores)
+            scores |= {"stopped": float(finished), "loss": loss}
+            scored.append({"id": row["id"], "prediction": said, "answer": row["answer"], **scores})
             print(json.dumps(scored[-1], ensure_ascii=False, sort_keys=True), file=file, flush=True)
 
     names = [*scoring.METRICS, "loss", "stopped"]

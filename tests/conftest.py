@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.hub_fixtures import get, hub, hub_server
+
+__all__ = ["get", "hub", "hub_server"]
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def _until_stop(tokenizer: Any, answer: list[int]) -> list[int]:
 
 
 def _not_a_prefix(before: str, whole: str) -> str:
-    same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), min(len(before), len(whole)))
+    same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
     return (
         "The chat template renders a prompt differently once its answer follows, so training would show the model what "
         f"it never meets. They part after {before[max(0, same - 30) : same]!r}: the prompt goes on "

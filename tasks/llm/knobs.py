@@ -37,9 +37,10 @@ OWNED = {
     **dict.fromkeys(("bf16", "fp16", "bf16_full_eval", "fp16_full_eval", "use_cpu", "tf32"), "the stage's precision"),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"), _SPLIT),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "padding_free", "eval_packing"), _CUTOFF),
-    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config", "local_rank"), _RANKS),
+    **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _RANKS),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _PUBLISH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUBLISH),
+    "local_rank": _RANKS,
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "chat_template_path"), "encode"),
     **dict.fromkeys(("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss"), "encode"),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "download"),
@@ -86,17 +87,14 @@ def of(config: str) -> dict[str, Knob]:
     return knobs
 
 
-_EMPTY: dict[str, type] = {"list": list, "dict": dict}
-
-
 def _default(value: ast.expr | None) -> Any:
     if isinstance(value, ast.Call):
         named = {keyword.arg: keyword.value for keyword in value.keywords}
         value = named.get("default", named.get("default_factory"))
         if isinstance(value, ast.Lambda):
             value = value.body
-        if isinstance(value, ast.Name) and value.id in _EMPTY:
-            return _EMPTY[value.id]()
+        if isinstance(value, ast.Name) and value.id == "list":
+            return []
     try:
         return ast.literal_eval(value) if value is not None else None
     except ValueError:

@@ -35,8 +35,9 @@ def generate(
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         width = max(len(prompts[i]) for i in chosen)
-        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
-        mask = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=model.device)
+        empty = {i: width - len(prompts[i]) for i in chosen}
+        ids = torch.tensor([[pad] * empty[i] + prompts[i] for i in chosen], device=model.device)
+        mask = torch.tensor([[0] * empty[i] + [1] * len(prompts[i]) for i in chosen], device=model.device)
         with torch.inference_mode():
             made = model.generate(
                 input_ids=ids,
@@ -97,7 +98,7 @@ class Divergence:
         self.tokens += len(p_logits)
 
     def result(self) -> dict[str, float]:
-        return {"kl": self._kl / self.tokens, "same_top1": self._same / self.tokens}
+        return {"kl": max(0.0, self._kl / self.tokens), "same_top1": self._same / self.tokens}
 
 
 class LogitsFile:

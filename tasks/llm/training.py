@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ _SEQUENCES_AT_ONCE = 8
 """Per forward pass, where nobody said otherwise."""
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """`lora` trains low-rank adapters beside frozen weights, `full` trains every weight."""
 
     lora = "lora"

@@ -94,7 +94,9 @@ class Tracker:
         for known in self.client.search_model_versions(f"name = '{name}'"):
             if known.tags.get("digest") == artifact["digest"]:
                 return str(known.version)
-        made = self.client.create_model_version(name, source.resolve().as_uri(), run_id=run_id or None, tags=artifact)
+        pointer = f"posttrain://objects/{artifact['digest']}"  # a server takes no local path that it does not hold
+        tags = {**artifact, "path": str(source)}
+        made = self.client.create_model_version(name, pointer, run_id or None, tags=tags, await_creation_for=0)
         return str(made.version)
 
 

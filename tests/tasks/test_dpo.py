@@ -109,7 +109,8 @@ def test_the_reference_is_the_policy_that_came_in(case: tuple[DPOConfig, Model],
 
 def test_the_reference_of_an_adapter_is_not_the_model_below_it(tuned: Model, base: Model, tmp_path: Path) -> None:
     chosen, _ = _reference(_trainer(_config(), tuned, tmp_path))
-    assert all(abs(ref - below) > 0.5 for ref, below in zip(chosen, _log_p(base, "chosen"), strict=True))
+    apart = [abs(ref - below) for ref, below in zip(chosen, _log_p(base, "chosen"), strict=True)]
+    assert max(apart) > 1
 
 
 @pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
@@ -240,9 +241,7 @@ def test_nothing_but_too_long_pairs_is_an_error_that_names_the_knob(tuned: Model
 
 def test_every_weight_of_an_adapter_cannot_be_trained(tuned: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dpo.method=full has no weights of its own: merge it first"):
-        dpo.body(
-            hand.run(tmp_path / "run"), _config(Method.full), tuned, hand.dataset(tmp_path / "rows", hand.pairs())
-        )
+        dpo.body(hand.run(tmp_path / "run"), _config(Method.full), tuned, hand.dataset(tmp_path / "rows", hand.pairs()))
 
 
 def test_problems_are_those_of_batch_cutoff_and_the_trainers_knobs() -> None:

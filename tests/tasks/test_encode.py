@@ -107,7 +107,9 @@ def test_a_row_without_an_answer_token_within_the_cutoff_is_dropped_and_counted(
 
 
 def test_no_row_left_is_an_error_that_says_why(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No row is left to train on: 4 had no answer token within 8 tokens"):
+    with pytest.raises(
+        ValueError, match=r"No row is left.*; 4 had no answer token within cutoff=8: raise encode\.cutoff"
+    ):
         encode.body(hand.run(tmp_path), EncodeConfig(8), tokenizer, hand.dataset(tmp_path / "rows", ROWS))
 
 

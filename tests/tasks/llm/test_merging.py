@@ -45,9 +45,7 @@ def test_the_sum_is_made_in_fp32_and_rounded_once(tuned: Model, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("auto", "bfloat16")])
-def test_the_folded_model_is_in_the_format_asked_for(
-    tuned: Model, tmp_path: Path, precision: str, dtype: str
-) -> None:
+def test_the_folded_model_is_in_the_format_asked_for(tuned: Model, tmp_path: Path, precision: str, dtype: str) -> None:
     from safetensors.torch import load_file
 
     merging.fold(tuned.path, tuned.base.path, tmp_path, precision)
@@ -72,9 +70,10 @@ def test_a_folded_model_is_a_plain_folder_with_its_tokenizer(tuned: Model, tmp_p
     assert not models.is_adapter(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (tmp_path / name).read_bytes() == (tuned.base.path / name).read_bytes()
-    with safe_open(tmp_path / "model.safetensors", "pt") as made, safe_open(
-        tuned.base.path / "model.safetensors", "pt"
-    ) as base:
+    with (
+        safe_open(tmp_path / "model.safetensors", "pt") as made,
+        safe_open(tuned.base.path / "model.safetensors", "pt") as base,
+    ):
         assert sorted(made.keys()) == sorted(base.keys())
 
 

@@ -143,7 +143,7 @@ def test_exact_match_is_to_the_letter_but_for_the_ends(said: str, wanted: str, s
     ("said", "score"),
     [
         ('{"a": 1}', 1),
-        (' [1, 2]\n', 1),
+        (" [1, 2]\n", 1),
         ('{"a": 1', 0),
         ('{"a": 1} ok', 0),
         ("```json\n{}\n```", 0),

@@ -119,7 +119,7 @@ class Training:
         from datasets import Dataset
 
         lora = training.LoRA(rank=4, dropout=0.2)
-        rows = [{"input_ids": turn.prompt + turn.answer, "labels": turn.prompt + turn.answer} for turn in turns(self.base)]
+        rows = [dict.fromkeys(("input_ids", "labels"), turn.prompt + turn.answer) for turn in turns(self.base)]
         given = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2} | args
         trainer = trl.SFTTrainer(
             model=training.adapt(models.load(self.base, self.base, "fp32"), lora, 0),

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,16 @@ def test_a_child_tells_metrics_and_progress_in_order(job: Callable[..., Job], st
     assert [event["done"] for event in events[1::2]] == [1, 2, 3]
 
 
+def test_the_last_words_of_a_child_are_heard(
+    job: Callable[..., Job], store: Store, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nap = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: nap(1))  # it ends while nobody listens
+    with opened():
+        rows = toys.collect(toys.CollectConfig())
+    assert len(in_child(job("train", toys.TrainConfig(), rows.ref()), store)) == 6
+
+
 def test_a_child_leaves_its_log_in_the_notes(job: Callable[..., Job], store: Store, tmp_path: Path) -> None:
     in_child(job("collect", toys.CollectConfig()), store)
     assert sorted(p.name for p in (tmp_path / "notes").iterdir()) == ["child.log", "report.md"]
@@ -71,8 +82,8 @@ def test_a_child_leaves_its_log_in_the_notes(job: Callable[..., Job], store: Sto
 
 def test_what_an_earlier_child_left_is_not_believed(job: Callable[..., Job], store: Store) -> None:
     in_child(job("collect", toys.CollectConfig()), store)
-    with pytest.raises(ChildFailed):
-        in_child(job("trouble", toys.TroubleConfig()), store)
+    with pytest.raises(ChildFailed, match="left no result"):
+        in_child(job("trouble", toys.TroubleConfig("memory")), store)
 
 
 # Trouble
