@@ -1,4 +1,4 @@
-"""The door where Hydra stops: overrides in, a checked dataclass out, or every mistake at once with the nearest names."""
+"""Where Hydra stops: overrides in, a checked dataclass out, or every mistake at once with the nearest names."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ def _explain(schema: type, error: BaseException, override: str) -> str:
     choice = re.search(r"(?:Could not find|In '.*': Could not find) '([\w@]+)/(\w+)'", text)
     if choice:
         options = sorted(p.stem for p in (CONF / choice[1]).glob("*.yaml"))
-        return f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
+        return (
+            f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
+        )
     key = override.lstrip("+~").split("=", 1)[0]
     known = list(_keys(schema)) + _groups()
     if key and key not in known and not any(key.startswith(k + ".") for k in known if k.endswith("args")):

@@ -111,7 +111,7 @@ def front_door(drawing: Drawing, schema: type) -> Any:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = drawing.__doc__ or sys.modules[drawing.__module__].__doc__
-    return flow(run, name=drawing.__name__, persist_result=False, validate_parameters=True)
+    return flow(name=drawing.__name__, persist_result=False)(run)
 
 
 def _parameter(seat: str) -> str:

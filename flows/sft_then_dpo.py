@@ -1,8 +1,8 @@
 """SFT, then DPO: the shortest road from a base model to an aligned, measured GGUF. No reward model, no rollouts.
 
-    python -m flows.sft_then_dpo                                    the bundled task, on a laptop's CPU
-    python -m flows.sft_then_dpo dpo.args.beta=0.3                  only DPO and what lies below it runs again
-    python -m flows.sft_then_dpo download=qwen3_0_6b chats.path=mine.jsonl
+python -m flows.sft_then_dpo                                    the bundled task, on a laptop's CPU
+python -m flows.sft_then_dpo dpo.args.beta=0.3                  only DPO and what lies below it runs again
+python -m flows.sft_then_dpo download=qwen3_0_6b chats.path=mine.jsonl
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SFTThenDPO(Road):
     def problems(self) -> Iterator[str]:
         for seat in ("chats", "pairs", "prompts"):
             if (kind := getattr(self, seat).kind) != seat:
-                yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data or set {seat}.kind={seat}."
+                yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data, or set it."
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:

@@ -34,9 +34,6 @@ class Hashes:
             self._db.execute("INSERT OR REPLACE INTO seen VALUES (?, ?, ?)", (place, stamp, sha256))
         return sha256
 
-    def forget(self, path: Path) -> None:
-        self._db.execute("DELETE FROM seen WHERE path = ?", (str(path.resolve()),))
-
 
 def _stamp(path: Path) -> str:
     stat = os.stat(path)

@@ -42,7 +42,9 @@ def newest(root: Path) -> dict[str, Any]:
 def command(model: Path, root: Path, *more: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run the road as a person does, in a process of its own."""
     line = [sys.executable, "-m", "flows.sft_then_dpo", *overrides(model, root, *more)]
-    return subprocess.run(line, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=280)
+    return subprocess.run(
+        line, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=280
+    )
 
 
 def made(found: dict[str, str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The door where Hydra stops: what a person types becomes a dataclass, or a list of everything that is wrong with it."""
+"""Where Hydra stops: what a person types becomes a dataclass, or a list of everything that is wrong with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def test_a_trainers_own_knob_needs_no_plus() -> None:
     assert composed("dpo.args.loss_type=[ipo]").dpo.args["loss_type"] == ["ipo"]
 
 
-@pytest.mark.parametrize("place", sorted(p for p in compose.CONF.glob("*/*.yaml") if p.parent.name != "experiment"), ids=str)
+@pytest.mark.parametrize(
+    "place", sorted(p for p in compose.CONF.glob("*/*.yaml") if p.parent.name != "experiment"), ids=str
+)
 def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
     group, choice = place.parent.name, place.stem
     (tmp_path / "config.json").write_text("{}")
