@@ -29,7 +29,7 @@ from rich.console import Console
 
 from flows import report
 from flows.compose import CONF, ConfigError, choices, compose
-from tasks.runtime import RuntimeConfig, keys, session
+from tasks.runtime import RuntimeConfig, devices, keys, session
 from tasks.runtime.session import Session
 from tasks.runtime.stage import git_state
 from tasks.runtime.tracking import Tracker
@@ -48,6 +48,11 @@ class Road:
 def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> None:
     """Run a drawing from the command line and leave the process with its exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv in (["--help"], ["-h"]):
+        from flows.guide import text
+
+        print(text(drawing, schema))
+        return
     if any(word.startswith("-") for word in argv):
         return _through_hydra(drawing, schema, argv)
     sys.exit(_run(drawing, schema, argv, []))
@@ -225,18 +230,21 @@ def prepare_environment(runtime: RuntimeConfig) -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
+        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads are four times slower once anything else wants a core
         "TQDM_DISABLE": "1",  # one progress line, ours
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
     }
+    if not devices.gpus():
+        quiet["DS_ACCELERATOR"] = "cpu"  # DeepSpeed, where installed, says at length that it found nothing else
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
     for library in ("transformers", "peft", "trl", "torch", "accelerate"):  # about their own future, not about the run
         warnings.filterwarnings("ignore", module=rf"{library}\b")
     if not (Path.home() / ".prefect" / "profiles.toml").exists():

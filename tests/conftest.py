@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import tiny
 from tests.hub_fixtures import get, hub, hub_server
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as flows/launch.py does, before torch is imported
+
 __all__ = ["get", "hub", "hub_server"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse every connection that would leave this machine, so that no test can come to need one."""
+    connect = socket.socket.connect
+
+    def only_here(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise OSError(f"no network in tests: {address}")
+        connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", only_here)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +15,10 @@ from tasks.runtime import keys
 from tasks.runtime.progress import Screen
 from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
+
+
+_LEAST_ROOM = 3e9
+"""Bytes of free disk under which a run is not begun: the bundled road takes 2.5 GB."""
 
 
 class Isolation(StrEnum):
@@ -54,6 +59,10 @@ class RuntimeConfig:
     def problems(self) -> Iterator[str]:
         if self.micro_batch < 0:
             yield f"micro_batch is {self.micro_batch}; give 0 (the stage's choice) or a positive number."
+        place = next(p for p in (Path(self.root).resolve(), *Path(self.root).resolve().parents) if p.exists())
+        room = shutil.disk_usage(place).free
+        if room < _LEAST_ROOM:
+            yield f"root={self.root} has {room / 1e9:.1f} GB of free disk; make room for {_LEAST_ROOM / 1e9:.0f} GB or move it."
         if not 0 <= self.retries <= 20:
             yield f"retries is {self.retries}; give a number from 0 to 20."
 

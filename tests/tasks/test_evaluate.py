@@ -94,7 +94,10 @@ def test_an_adapter_answers_with_what_it_stands_on(full: Model, prompts: Dataset
 def test_predictions_are_on_disk_as_soon_as_they_are_made(
     kind: type[Model] | type[GGUF], tiny_model: Path, tiny_gguf: Path, prompts: Dataset, tmp_path: Path
 ) -> None:
+    seen: list[int] = []
+
     def die(done: int, total: int, what: str) -> None:
+        seen.append(len(_lines(run)))
         if done == 2:
             raise KeyboardInterrupt
 
@@ -102,6 +105,7 @@ def test_predictions_are_on_disk_as_soon_as_they_are_made(
     path = tiny_model if kind is Model else tiny_gguf.parent
     with pytest.raises(KeyboardInterrupt):
         evaluate.body(run, CONFIG, hand.handle(kind, path), prompts)
+    assert seen == [1, 2]
     assert [line["prediction"] for line in _lines(run).values()] == ["Ok.", "Ok."]
 
 

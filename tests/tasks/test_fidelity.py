@@ -41,7 +41,7 @@ def test_identical_models_are_not_apart_and_f16_is_as_good_as_fp32(
 ) -> None:
     metrics = fidelity.body(run, FEW, full, full, f16, f16, prompts)
     assert (metrics["merged_kl"], metrics["merged_same_top1"]) == (0, 1)
-    assert abs(metrics["f16_kl"]) < 1e-5
+    assert abs(metrics["f16_kl"]) < 1e-6  # a reference in bf16 would be 9e-6 away
     assert metrics["f16_same_top1"] == 1
     assert (metrics["level_kl"], metrics["level_same_top1"]) == (0, 1)
     assert metrics["tokens"] == sum(len(turn.answer) for turn in hand.turns(tiny_model))

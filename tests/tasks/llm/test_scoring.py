@@ -100,14 +100,19 @@ def test_padding_on_the_left_gives_the_answers_of_one_by_one(talker: tuple[Any, 
 
 def test_answers_come_batch_by_batch(talker: tuple[Any, Any, list[Turn]], monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer, rows = talker
-    calls = []
+    calls: list[int] = []
     whole = model.generate
-    monkeypatch.setattr(model, "generate", lambda **given: (calls.append(1), whole(**given))[1])
+
+    def counted(**given: Any) -> Any:
+        calls.append(len(given["input_ids"]))
+        return whole(**given)
+
+    monkeypatch.setattr(model, "generate", counted)
     answers = scoring.generate(model, tokenizer, [turn.prompt for turn in rows], [tiny.STOP], max_new=2, batch=2)
     next(answers)
-    assert len(calls) == 1
+    assert calls == [2]
     assert len(list(answers)) == 3
-    assert len(calls) == 2
+    assert calls == [2, 2]
 
 
 def test_an_answer_ends_before_the_first_stop_token_or_is_not_finished(tiny_model: Path) -> None:

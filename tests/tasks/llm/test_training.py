@@ -37,8 +37,9 @@ def test_lora_says_what_is_wrong_with_it() -> None:
 def _arguments(work: Path, batch_size: int = 2, micro_batch: int = 0, **args: Any) -> Any:
     import trl
 
-    given = {"batch_size": batch_size, "micro_batch": micro_batch, "autocast": False, "seed": 5}
-    return training.arguments(trl.SFTConfig, args, work, **given)
+    return training.arguments(
+        trl.SFTConfig, args, work, batch_size=batch_size, micro_batch=micro_batch, autocast=False, seed=5
+    )
 
 
 def test_what_is_ours_is_set_over_what_is_the_users_and_values_are_cast(tmp_path: Path) -> None:
