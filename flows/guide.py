@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import functools
 import inspect
+import itertools
 import sys
 import textwrap
 import typing
@@ -25,7 +25,10 @@ def text(drawing: Callable[..., Any], schema: type) -> str:
     lines += [f"  {f'{seat} = {default}':<40} of {', '.join(options)}" for seat, (default, options) in several.items()]
     lines += ["", "KNOBS (key=value), with what the default choices give them"]
     lines += _knobs(compose(name, schema, []), "")
-    lines += ["", "-m sweeps over comma-separated values, --cfg job prints the config, --config-dir DIR adds your own choices."]
+    lines += [
+        "",
+        "-m sweeps over comma-separated values, --cfg job prints the config, --config-dir DIR adds your own choices.",
+    ]
     return "\n".join(lines)
 
 
@@ -41,14 +44,15 @@ def _knobs(config: Any, prefix: str) -> Iterator[str]:
                 yield textwrap.fill(words[item.name], 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
 
 
-@functools.cache
 def documented(config: type) -> dict[str, str]:
     """Field -> the string that stands under it in the source; inherited fields included."""
     found: dict[str, str] = {}
     for cls in reversed([c for c in config.__mro__ if dataclasses.is_dataclass(c)]):
         body = typing.cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
-        for field, after in zip(body, body[1:], strict=False):
+        for field, after in itertools.pairwise(body):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                says = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                says = (
+                    after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+                )
                 found[field.target.id] = " ".join(str(says).split())
     return found

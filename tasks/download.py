@@ -112,10 +112,18 @@ def _from_folder(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
     found = [p for p in sorted(folder.iterdir()) if p.suffix in _KEPT and p.is_file()]
     if not any(p.suffix == ".safetensors" for p in found):
         raise ValueError(f"{cfg.path} has no *.safetensors. Pickled weights are not loaded: save as safetensors first.")
+    if lost := _missing_shards(folder):
+        raise ValueError(f"{cfg.path} lacks {', '.join(lost)}, which its index names: copy the whole model.")
     for done, place in enumerate(found, 1):
         shutil.copyfile(place, run.out / place.name)
         run.progress(done, len(found), "files")
     return {}
+
+
+def _missing_shards(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else set()
+    return sorted(name for name in named if not (folder / name).exists())
 
 
 _KEPT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"}

@@ -39,6 +39,8 @@ class DPOConfig:
             yield f"batch_size is {self.batch_size}; give a positive number such as 8."
         if self.cutoff < 8:
             yield f"cutoff is {self.cutoff} tokens; give at least 8, usually 512 to 4096."
+        if self.precision is Precision.fp16:
+            yield "precision=fp16 overflows while training; use bf16, fp32 or auto."
         yield from knobs.problems("DPOConfig", self.args)
 
 
@@ -48,7 +50,7 @@ def dpo(run: Run, cfg: DPOConfig, policy: Model, pairs: Dataset) -> dict[str, fl
 
     tokenizer = models.load_tokenizer(policy.path)
     train, dropped = encoded_pairs(pairs.path, "train", tokenizer, cfg.cutoff)
-    held_out, _ = encoded_pairs(pairs.path, "eval", tokenizer, cfg.cutoff)
+    held_out, dropped_held_out = encoded_pairs(pairs.path, "eval", tokenizer, cfg.cutoff)
     if not train:
         raise ValueError(f"All {dropped} pairs are longer than cutoff={cfg.cutoff} tokens: raise dpo.cutoff.")
 
@@ -64,7 +66,7 @@ def dpo(run: Run, cfg: DPOConfig, policy: Model, pairs: Dataset) -> dict[str, fl
         trainer.model.to(models.dtype_of(resolved(cfg.precision).value))
     models.save(trainer.model, run.out, policy.path, "" if full else policy.base.digest)
     training.history(trainer, run.notes)
-    return metrics | {"pairs": len(train), "too_long": dropped}
+    return metrics | {"pairs": len(train), "too_long": dropped + dropped_held_out}
 
 
 def encoded_pairs(folder: Path, split: str, tokenizer: Any, cutoff: int) -> tuple[list[dict[str, Any]], int]:

@@ -57,7 +57,7 @@ def fidelity(
         now = None
         for index, logits in enumerate(open_model(turns)):
             if now is None:
-                now = scoring.LogitsFile(run.work / f"{name}.logits", lengths, logits.shape[-1])
+                now = scoring.LogitsFile(run.work / f"{number % 2}.logits", lengths, logits.shape[-1])
             now[index] = logits
             if before is not None:
                 pairs.setdefault(name, scoring.Divergence()).add(before[index], logits)

@@ -29,6 +29,8 @@ class SFTConfig:
     def problems(self) -> Iterator[str]:
         if self.batch_size < 1:
             yield f"batch_size is {self.batch_size}; give a positive number such as 8."
+        if self.precision is Precision.fp16:
+            yield "precision=fp16 overflows while training; use bf16, fp32 or auto."
         yield from knobs.problems("SFTConfig", self.args)
 
 

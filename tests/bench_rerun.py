@@ -46,7 +46,13 @@ def seconds(command: list[str], env: dict[str, str]) -> float:
 
 
 def compare(name: str, root: Path, more: dict[str, str]) -> None:
-    env = {**os.environ, **servers.QUIET, "PREFECT_HOME": str(root / "prefect"), "PREFECT_LOGGING_LEVEL": "ERROR", **more}
+    env = {
+        **os.environ,
+        **servers.QUIET,
+        "PREFECT_HOME": str(root / "prefect"),
+        "PREFECT_LOGGING_LEVEL": "ERROR",
+        **more,
+    }
     road = [sys.executable, "-m", "flows.sft_then_dpo", f"runtime.root={root}"]
     floor = [sys.executable, "-c", FLOOR.format(root=root, stages=STAGES)]
     seconds(floor, env)

@@ -26,11 +26,6 @@ class TemplateError(ValueError):
     """The chat template cannot be used for training as it is."""
 
 
-def prompts(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """Token ids of each conversation, ready for the model's answer."""
-    return _tokenized(tokenizer, [_rendered(tokenizer, chat, True) for chat in chats])
-
-
 def turns(tokenizer: Any, chats: Sequence[Sequence[Message]], answers: Sequence[str]) -> Iterator[Turn]:
     """A Turn per (conversation, answer), tokenized in batches.
 

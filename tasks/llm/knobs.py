@@ -55,6 +55,7 @@ FREE = frozenset(
         *("dataloader_persistent_workers", "include_num_input_tokens_seen", "eval_strategy", "eval_steps"),
         *("per_device_eval_batch_size", "eval_on_start", "eval_delay", "ddp_timeout", "torch_empty_cache_steps"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
     )
 )
 
@@ -152,11 +153,6 @@ def keyed(config: str, args: dict[str, Any]) -> dict[str, Any]:
     known = of(config)
     cast_args = {name: cast(known[name], value) for name, value in args.items() if name in known and name not in FREE}
     return {name: value for name, value in cast_args.items() if value != _cast_default(known[name])}
-
-
-def in_force(config: str, args: dict[str, Any]) -> dict[str, Any]:
-    """Every knob's value once `args` are applied: goes into the notes, so a default that moves is seen."""
-    return {name: args.get(name, knob.default) for name, knob in sorted(of(config).items())}
 
 
 def _cast_default(knob: Knob) -> Any:

@@ -139,7 +139,7 @@ def interval(values: Sequence[float], seed: int = 0, resamples: int = 10_000) ->
 
     if not values:
         return math.nan, math.nan
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    means = np.asarray(values)[draws].mean(axis=1)
+    random, all_values = np.random.default_rng(seed), np.asarray(values)
+    means = [all_values[random.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

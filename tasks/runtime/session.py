@@ -16,7 +16,6 @@ from tasks.runtime.progress import Screen
 from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
 
-
 _LEAST_ROOM = 3e9
 """Bytes of free disk under which a run is not begun: the bundled road takes 2.5 GB."""
 
@@ -62,7 +61,8 @@ class RuntimeConfig:
         place = next(p for p in (Path(self.root).resolve(), *Path(self.root).resolve().parents) if p.exists())
         room = shutil.disk_usage(place).free
         if room < _LEAST_ROOM:
-            yield f"root={self.root} has {room / 1e9:.1f} GB of free disk; make room for {_LEAST_ROOM / 1e9:.0f} GB or move it."
+            least = f"{_LEAST_ROOM / 1e9:.0f} GB"
+            yield f"root={self.root} has {room / 1e9:.1f} GB of free disk; make room for {least}, or choose another."
         if not 0 <= self.retries <= 20:
             yield f"retries is {self.retries}; give a number from 0 to 20."
 

@@ -81,6 +81,13 @@ def test_pickled_weights_are_refused_and_it_says_what_to_do(run: Run, folder: Pa
         download.body(run, _local(folder))
 
 
+def test_a_folder_that_lacks_a_shard_names_it(run: Run, folder: Path) -> None:
+    shards = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
+    with pytest.raises(ValueError, match=r"lacks model-00002-of-00002.safetensors"):
+        download.body(run, _local(folder))
+
+
 def test_a_folder_without_config_json_is_no_model(run: Run, folder: Path) -> None:
     (folder / "config.json").unlink()
     (problem,) = _local(folder).problems()

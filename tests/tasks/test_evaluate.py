@@ -97,16 +97,16 @@ def test_predictions_are_on_disk_as_soon_as_they_are_made(
     seen: list[int] = []
 
     def die(done: int, total: int, what: str) -> None:
-        seen.append(len(_lines(run)))
+        seen.append(len(_lines(broken)))
         if done == 2:
             raise KeyboardInterrupt
 
-    run = hand.run(tmp_path / "run", progress=die)
+    broken = hand.run(tmp_path / "run", progress=die)
     path = tiny_model if kind is Model else tiny_gguf.parent
     with pytest.raises(KeyboardInterrupt):
-        evaluate.body(run, CONFIG, hand.handle(kind, path), prompts)
+        evaluate.body(broken, CONFIG, hand.handle(kind, path), prompts)
     assert seen == [1, 2]
-    assert [line["prediction"] for line in _lines(run).values()] == ["Ok.", "Ok."]
+    assert [line["prediction"] for line in _lines(broken).values()] == ["Ok.", "Ok."]
 
 
 @pytest.mark.parametrize("kind", [Model, GGUF])

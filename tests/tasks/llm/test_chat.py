@@ -51,11 +51,6 @@ def test_a_token_across_the_border_is_split_as_it_is_at_inference(tokenizer: Any
     assert turn.answer == [ids("a"), ids("n"), ids(STOP)]
 
 
-def test_prompts_are_what_turns_give_as_prompts(tokenizer: Any) -> None:
-    assert chat.prompts(tokenizer, CHATS) == [turn.prompt for turn in chat.turns(tokenizer, CHATS, ANSWERS)]
-    assert chat.prompts(tokenizer, []) == []
-
-
 def test_a_template_that_renders_the_prompt_differently_says_where_they_part(tokenizer: Any) -> None:
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant\\n", "assistant\\n<think>\\n")
     with pytest.raises(chat.TemplateError) as raised:

@@ -128,6 +128,11 @@ def test_logging_steps_is_no_part_of_the_key() -> None:
     assert knobs.keyed("SFTConfig", {"logging_steps": 1, "save_steps": 7}) == knobs.keyed("SFTConfig", {}) == {}
 
 
+def test_recomputing_activations_is_no_part_of_the_key_by_its_old_name_or_its_new_one() -> None:
+    old, new = ({name: True, f"{name}_kwargs": {}} for name in ("gradient_checkpointing", "activation_checkpointing"))
+    assert knobs.keyed("SFTConfig", old) == knobs.keyed("SFTConfig", new) == {}
+
+
 def test_a_default_that_is_set_is_the_same_key_as_one_that_is_not() -> None:
     assert knobs.keyed("DPOConfig", {"beta": 0.1, "num_train_epochs": 3, "loss_type": ["sigmoid"]}) == {}
     assert knobs.keyed("DPOConfig", {"beta": 0.3}) == {"beta": 0.3}
