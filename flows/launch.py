@@ -235,7 +235,7 @@ def prepare_environment(runtime: RuntimeConfig) -> None:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "true",
-        "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads are four times slower once anything else wants a core
+        "GOMP_SPINCOUNT": "1000",  # threads that spin for long are four times slower once anything else wants a core
         "TQDM_DISABLE": "1",  # one progress line, ours
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",

@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from tests.hub_fixtures import get, hub, hub_server
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as flows/launch.py does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as flows/launch.py does, before torch is imported
 
 __all__ = ["get", "hub", "hub_server"]
 
