@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _LOCK = threading.Lock()
+_NO_SECRETS = "give the value itself, not one from the environment: secrets do not belong into a config."
 
 
 class ConfigError(ValueError):
@@ -43,11 +44,10 @@ def register(name: str, schema: type) -> None:
 def compose(name: str, schema: type, overrides: list[str], search: list[str] | None = None) -> Any:
     """The flow's dataclass for some overrides, checked. Raises ConfigError with every problem found."""
     register(name, schema)
-    secret = "give the value itself, not one from the environment: secrets do not belong into a config."
-    if reading := [f"{override}: {secret}" for override in overrides if "oc.env" in override]:
-        raise ConfigError(reading)
     try:
         node = _compose(name, overrides, search)
+        if reading := [line.strip() for line in OmegaConf.to_yaml(node).splitlines() if "oc.env" in line]:
+            raise ConfigError([f"{line}: {_NO_SECRETS}" for line in reading])
         config = OmegaConf.to_object(node)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_every_mistake(name, schema, overrides, search, error)) from None

@@ -24,6 +24,7 @@ from tasks.runtime.artifacts import Artifact
 from tasks.runtime.processes import Run
 from tasks.runtime.session import Drift, Isolation, Record, Session, current
 from tasks.runtime.store import Manifest
+from tasks.runtime.tracking import Attempt
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
@@ -134,52 +135,55 @@ class _Call:
     # Making
 
     def _attempt(self, recipe: str, key: str, fields: dict[str, Any]) -> Manifest:
-        session = self.session
-        code = fingerprint.of_stage(self.stage.body.__module__)
-        standing = session.store.manifest(self.stage.name, key) is not None  # damaged or drifted, since we are here
-        work = self._workplace(key, code.digest)
-        attempt = session.tracker and session.tracker.child(self.label, fields, {"key": key, "recipe": recipe})
-        session.screen.begin(self.label)
-        started, clock = time.time(), time.monotonic()
+        """Make it, as one run of MLflow and one line on the screen."""
+        tracker, screen = self.session.tracker, self.session.screen
+        attempt = tracker.child(self.label, fields, {"key": key, "recipe": recipe}) if tracker else None
+        screen.begin(self.label)
         try:
-            if attempt:
-                attempt.inputs([self._as_input(item) for item in self._flat_inputs()])
-            with session.store.draft() as draft:
-                job = self._job(draft, work)
-                metrics = self._execute(job, lambda event: self._report(event, attempt))
-                facts = {
-                    "stage": self.stage.name,
-                    "version": self.stage.version,
-                    "kind": self.stage.makes.kind,
-                    "key": key,
-                    "recipe": recipe,
-                    "fields": fields,
-                    "preimage": {"fields": fields, "inputs": self._identities("content")},
-                    "config": keys.plain(self.config),
-                    "parents": [item.ref() for item in self._flat_inputs()],
-                    "metrics": metrics,
-                    "code": code.digest,
-                    "libraries": code.libraries,
-                    "mlflow_run": attempt.run if attempt else "",
-                    "git": git_state(),
-                    "machine": machine(),
-                    "started": started,
-                    "seconds": time.monotonic() - clock,
-                }
-                if attempt:
-                    attempt.files(draft / "notes")
-                manifest = session.store.publish(draft, facts, replaces=standing)
+            manifest = self._make(recipe, key, fields, attempt)
         except BaseException as error:
             if attempt:
                 attempt.tag("error", f"{type(error).__name__}: {error}"[:4000])
                 attempt.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            session.screen.done()
+            screen.done()
             raise
         if attempt:
-            attempt.log({f"result.{name}": value for name, value in metrics.items()}, 0)
+            attempt.log({f"result.{name}": value for name, value in manifest["metrics"].items()}, 0)
             attempt.tag("digest", manifest["digest"])
             attempt.end("FINISHED")
         return manifest
+
+    def _make(self, recipe: str, key: str, fields: dict[str, Any], attempt: Attempt | None) -> Manifest:
+        store, code = self.session.store, fingerprint.of_stage(self.stage.body.__module__)
+        standing = store.manifest(self.stage.name, key) is not None  # damaged or drifted, since we are here
+        work = self._workplace(key, code.digest)
+        if attempt:
+            attempt.inputs([self._as_input(item) for item in self._flat_inputs()])
+        with store.draft() as draft:
+            started, clock = time.time(), time.monotonic()
+            metrics = self._execute(self._job(draft, work), lambda event: self._report(event, attempt))
+            if attempt:
+                attempt.files(draft / "notes")
+            facts = {
+                "stage": self.stage.name,
+                "version": self.stage.version,
+                "kind": self.stage.makes.kind,
+                "key": key,
+                "recipe": recipe,
+                "fields": fields,
+                "preimage": {"fields": fields, "inputs": self._identities("content")},
+                "config": keys.plain(self.config),
+                "parents": [item.ref() for item in self._flat_inputs()],
+                "metrics": metrics,
+                "code": code.digest,
+                "libraries": code.libraries,
+                "mlflow_run": attempt.run if attempt else "",
+                "git": git_state(),
+                "machine": machine(),
+                "started": started,
+                "seconds": time.monotonic() - clock,
+            }
+            return store.publish(draft, facts, replaces=standing)
 
     def _workplace(self, key: str, code: str) -> Path:
         """The scratch folder of this key; what other code left there is ruled by `runtime.drift` like a hit."""

@@ -91,6 +91,21 @@ def test_a_secret_cannot_be_interpolated_into_a_config() -> None:
     assert "secrets" in problem
 
 
+def test_a_secret_cannot_come_in_through_a_file_either(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndownload: {repo: '${oc.env:HF_TOKEN}'}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(compose.ConfigError, match="secrets"):
+        compose.compose("sft_then_dpo", SFTThenDPO, ["experiment=mine"], [str(tmp_path)])
+
+
+def test_choices_of_ones_own_are_found_in_a_config_folder(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndpo: {args: {beta: 0.7}}\n")
+    config = compose.compose("sft_then_dpo", SFTThenDPO, ["experiment=mine"], [str(tmp_path)])
+    assert config.dpo.args["beta"] == 0.7
+
+
 def test_a_missing_data_file_is_said_before_anything_runs() -> None:
     (problem,) = wrong("chats.path=data/tickets/chat.jsonl")
     assert "chats.jsonl" in problem
