@@ -20,7 +20,7 @@ import traceback
 import urllib.request
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from rich.console import Console
 
 from flows import report
 from flows.compose import CONF, ConfigError, choices, compose
+from tasks.llm.training import rows_at_once
 from tasks.runtime import RuntimeConfig, devices, keys, session
 from tasks.runtime.session import Session
 from tasks.runtime.stage import git_state
@@ -43,6 +44,14 @@ class Road:
     """What every road has besides its stages."""
 
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def problems(self) -> Iterator[str]:
+        for name, stage in vars(self).items():
+            if hasattr(stage, "args") and stage.batch_size > 0:
+                try:
+                    rows_at_once(stage.batch_size, self.runtime.micro_batch)
+                except ValueError as error:
+                    yield f"{name}: {error}"
 
 
 def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> None:

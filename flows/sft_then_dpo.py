@@ -42,6 +42,7 @@ class SFTThenDPO(Road):
     compare: CompareConfig = field(default_factory=CompareConfig)
 
     def problems(self) -> Iterator[str]:
+        yield from super().problems()
         for seat in ("chats", "pairs", "prompts"):
             if (kind := getattr(self, seat).kind) != seat:
                 yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data, or set it."

@@ -116,7 +116,7 @@ def build_trainer(
             cfg.args,
             work,
             batch_size=cfg.batch_size,
-            micro_batch=micro_batch,
+            at_once=training.rows_at_once(cfg.batch_size, micro_batch, sequences_per_row=2),
             autocast=full and precision == "bf16",
             seed=cfg.seed,
         ),

@@ -61,7 +61,7 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
             {**cfg.args, "dataset_kwargs": {"skip_prepare_dataset": True}},
             run.work,
             batch_size=cfg.batch_size,
-            micro_batch=run.micro_batch,
+            at_once=training.rows_at_once(cfg.batch_size, run.micro_batch),
             autocast=full and precision == "bf16",
             seed=cfg.seed,
         ),

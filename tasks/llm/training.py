@@ -14,7 +14,7 @@ from typing import Any
 
 from tasks.llm import knobs, models
 
-_SEQUENCES_AT_ONCE = 8
+_SEQUENCES_AT_ONCE = 4
 """Per forward pass, where nobody said otherwise."""
 
 
@@ -58,11 +58,12 @@ def adapt(model: Any, lora: LoRA, seed: int) -> Any:
     return get_peft_model(model, config)
 
 
-def sequences_at_once(batch_size: int, micro_batch: int) -> int:
-    """How many sequences one forward pass takes; ValueError names the nearest splits that come out even."""
+def rows_at_once(batch_size: int, micro_batch: int, sequences_per_row: int = 1) -> int:
+    """How many rows one forward pass takes (a pair is a row of two sequences); ValueError names the nearest splits
+    that come out even."""
     divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
     if not micro_batch:
-        return max(n for n in divisors if n <= _SEQUENCES_AT_ONCE)
+        return max(n for n in divisors if n == 1 or n * sequences_per_row <= _SEQUENCES_AT_ONCE)
     if micro_batch not in divisors:
         below = [n for n in divisors if n < micro_batch][-1:]
         above = [n for n in divisors if n > micro_batch][:1]
@@ -72,13 +73,20 @@ def sequences_at_once(batch_size: int, micro_batch: int) -> int:
 
 
 def arguments(
-    config: type, args: dict[str, Any], work: Path, *, batch_size: int, micro_batch: int, autocast: bool, seed: int
+    config: type,
+    args: dict[str, Any],
+    work: Path,
+    *,
+    batch_size: int,
+    at_once: int,
+    autocast: bool,
+    seed: int,
 ) -> Any:
     """The trainer's own config: what the user set, under what is ours to set.
 
-    `autocast`: the weights are fp32 and the arithmetic bf16; weights that are bf16 already need none.
+    `at_once`: rows per forward pass. `autocast`: the weights are fp32 and the arithmetic bf16; weights that are bf16
+    already need none.
     """
-    at_once = sequences_at_once(batch_size, micro_batch)
     ours = {
         "output_dir": str(work / "checkpoints"),
         "per_device_train_batch_size": at_once,
@@ -92,6 +100,7 @@ def arguments(
         "max_length": None,
     }
     modest = {"save_strategy": "steps", "save_steps": 50, "save_total_limit": 2, "dataloader_pin_memory": False}
+    modest["per_device_eval_batch_size"] = at_once
     known = knobs.of(config.__name__)
     return config(**{**modest, **{name: knobs.cast(known[name], value) for name, value in args.items()}, **ours})
 

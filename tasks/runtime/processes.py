@@ -6,6 +6,7 @@ A job is JSON: the stage, its config, its inputs as references, the folders it m
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -45,7 +46,7 @@ class Run:
     lineage: list[dict[str, Any]] = field(default_factory=list)
     """Every ancestor stage: `{"stage", "recipe", "digest", "config"}`, nearest last."""
     micro_batch: int = 0
-    """Sequences per forward pass, 0 for the stage's own choice; never part of a key."""
+    """Rows per forward pass, 0 for the stage's own choice; never part of a key."""
 
 
 def execute(job: Job, store: Store, report: Report) -> dict[str, float]:
@@ -62,6 +63,7 @@ def execute(job: Job, store: Store, report: Report) -> dict[str, float]:
     )
     config = keys.restore(getattr(module, job["name"]).config, job["config"])
     metrics = body(run, config, *(_local(value, store) for value in job["inputs"])) or {}
+    gc.collect()  # models and trainers hold each other; the next stage wants their memory
     return {name: float(value) for name, value in metrics.items()}
 
 

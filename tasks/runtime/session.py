@@ -49,7 +49,7 @@ class RuntimeConfig:
     refresh: bool = False
     """Ask again what moving names mean (the branch `main` on a hub) instead of reusing the recorded answer."""
     micro_batch: int = 0
-    """Sequences per forward pass (0: the stage's choice). Lower it when memory runs out; results keep their recipe."""
+    """Rows per forward pass (0: the stage's choice). Lower it when memory runs out; results keep their recipe."""
     retries: int = 3
     """How often a stage is tried again after trouble that can pass by itself: network, a hub's 5xx."""
     register: str = "posttrain"

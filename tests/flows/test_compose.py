@@ -111,6 +111,11 @@ def test_a_missing_data_file_is_said_before_anything_runs() -> None:
     assert "chats.jsonl" in problem
 
 
+def test_a_split_that_does_not_come_out_even_is_refused_before_anything_runs() -> None:
+    problems = wrong("runtime.micro_batch=3", "sft.batch_size=6", "dpo.batch_size=8")
+    assert problems == ["dpo: runtime.micro_batch=3 does not divide batch_size=8: use 2 or 4."]
+
+
 def test_runtime_is_no_part_of_a_key(tmp_path: Path) -> None:
     one, other = composed(), composed("runtime.root=/elsewhere", "runtime.micro_batch=2")
     assert keys.plain(one.sft) == keys.plain(other.sft)

@@ -17,16 +17,20 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "micro_batch", "at_once"), [(8, 0, 8), (12, 0, 6), (7, 0, 7), (11, 0, 1), (8, 2, 2), (6, 6, 6)]
+    ("batch_size", "micro_batch", "at_once"), [(8, 0, 4), (12, 0, 4), (6, 0, 3), (7, 0, 1), (8, 2, 2), (6, 6, 6)]
 )
 def test_a_batch_is_split_evenly(batch_size: int, micro_batch: int, at_once: int) -> None:
-    assert training.sequences_at_once(batch_size, micro_batch) == at_once
+    assert training.rows_at_once(batch_size, micro_batch) == at_once
+
+
+def test_a_pair_counts_as_two_sequences() -> None:
+    assert training.rows_at_once(8, 0, sequences_per_row=2) == 2
 
 
 @pytest.mark.parametrize(("batch_size", "micro_batch", "near"), [(8, 3, "2 or 4"), (7, 3, "1 or 7"), (8, 16, "8")])
 def test_an_uneven_split_names_the_nearest_even_ones(batch_size: int, micro_batch: int, near: str) -> None:
     with pytest.raises(ValueError, match=f"does not divide batch_size={batch_size}: use {near}."):
-        training.sequences_at_once(batch_size, micro_batch)
+        training.rows_at_once(batch_size, micro_batch)
 
 
 def test_lora_says_what_is_wrong_with_it() -> None:
@@ -37,9 +41,8 @@ def test_lora_says_what_is_wrong_with_it() -> None:
 def _arguments(work: Path, batch_size: int = 2, micro_batch: int = 0, **args: Any) -> Any:
     import trl
 
-    return training.arguments(
-        trl.SFTConfig, args, work, batch_size=batch_size, micro_batch=micro_batch, autocast=False, seed=5
-    )
+    at_once = training.rows_at_once(batch_size, micro_batch)
+    return training.arguments(trl.SFTConfig, args, work, batch_size=batch_size, at_once=at_once, autocast=False, seed=5)
 
 
 def test_what_is_ours_is_set_over_what_is_the_users_and_values_are_cast(tmp_path: Path) -> None:
