@@ -47,6 +47,8 @@ OWNED = {
     **dict.fromkeys(("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"), "the dpo stage"),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "load_best_model_at_end"), "the road itself"),
 }
+_POSITIVE = {"learning_rate": 1e-4, "beta": 0.1, "num_train_epochs": 1}
+"""What the libraries take as any number, and no training survives: a value that makes sense for each."""
 FREE = frozenset(
     (
         *("logging_steps", "logging_first_step", "logging_strategy", "logging_nan_inf_filter", "log_level"),
@@ -113,9 +115,12 @@ def problems(config: str, args: dict[str, Any]) -> Iterator[str]:
             yield f"args.{name} is no knob of {config}. " + (f"Did you mean {' or '.join(near)}?" if near else "")
         else:
             try:
-                cast(known[name], value)
+                fits = cast(known[name], value)
             except (TypeError, ValueError):
                 yield f"args.{name} is {value!r}, but {config} wants {known[name].type}."
+                continue
+            if name in _POSITIVE and isinstance(fits, int | float) and fits <= 0:
+                yield f"args.{name} is {fits}; give a positive number such as {_POSITIVE[name]}."
 
 
 def cast(knob: Knob, value: Any) -> Any:

@@ -72,6 +72,11 @@ def test_a_knob_that_is_ours_says_where_it_is_set() -> None:
     assert "runtime.micro_batch" in problem
 
 
+def test_a_knob_out_of_range_is_refused_before_anything_runs() -> None:
+    (problem,) = wrong("dpo.args.beta=-1")
+    assert problem == "dpo.args.beta is -1.0; give a positive number such as 0.1."
+
+
 def test_a_missing_value_is_named() -> None:
     assert wrong("download=local") == ["download.path is empty; source=local needs it."]
 
