@@ -92,11 +92,16 @@ def _explain(schema: type, error: BaseException, override: str) -> str:
             f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
         )
     key = override.lstrip("+~").split("=", 1)[0]
-    known = list(_keys(schema)) + _groups()
+    known = list(dict.fromkeys([*_keys(schema), *_groups()]))
     if key and key not in known and not any(key.startswith(k + ".") for k in known if k.endswith("args")):
         return f"{key}: no such key.{_nearest(key, known)}"
+    if unfit := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
+        return f"{key}={unfit[1]}: it wants {_KINDS.get(unfit[2], unfit[2])}."
     line = text.strip().splitlines()[0]
     return f"{override}: {line}" if override else text.strip().replace("\n", " ")
+
+
+_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
 def _nearest(name: str, known: list[str]) -> str:
@@ -123,7 +128,10 @@ def _groups() -> list[str]:
 def _checked(config: Any, path: str = "") -> Iterator[str]:
     """The problems of every dataclass in the tree, under the name a person would type."""
     if hasattr(config, "problems"):
-        yield from (f"{path}.{problem}" if path else problem for problem in config.problems())
+        names = {item.name for item in dataclasses.fields(config)}
+        for problem in config.problems():  # "path=x is ..." reads on from the stage's name, a sentence stands after it
+            reads_on = re.match(r"\w*", problem)[0] in names  # type: ignore[index]
+            yield f"{path}{'.' if reads_on else ': '}{problem}" if path else problem
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         if dataclasses.is_dataclass(value):

@@ -122,7 +122,8 @@ def front_door(drawing: Drawing, schema: type) -> Any:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = drawing.__doc__ or sys.modules[drawing.__module__].__doc__
-    return flow(name=drawing.__name__, persist_result=False)(run)
+    name = drawing.__name__
+    return flow(name=name, flow_run_name=lambda: _run_name(name), persist_result=False)(run)
 
 
 def _parameter(seat: str) -> str:
@@ -130,25 +131,46 @@ def _parameter(seat: str) -> str:
 
 
 def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
-    """Run the drawing inside a session, with its MLflow parent, and report; returns whether the verdict passed."""
+    """Run the drawing inside a session, with its MLflow parent, and report; returns whether the verdict passed.
+
+    Whatever goes wrong is said on the screen, in `error.txt` and in MLflow before it is raised.
+    """
     runtime: RuntimeConfig = config.runtime
-    name = drawing.__name__
-    folder = Path(runtime.root) / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}-{uuid.uuid4().hex[:4]}"
+    folder = Path(runtime.root) / "runs" / _run_name(drawing.__name__)
     folder.mkdir(parents=True)
-    written = _provenance(folder, name, config, overrides)
+    written = _provenance(folder, drawing.__name__, config, overrides)
     seats = {id(getattr(config, f.name)): f.name for f in dataclasses.fields(config)}
-    tracker = Tracker(Path(runtime.root), folder.name, {"flow": name, "git": git_state()["commit"]})
-    with session(runtime, tracker, seats) as now:
-        road = keys.digest({f.name: keys.keyed_fields(getattr(config, f.name), now) for f in _stages(config)})
-        tracker.continues(road)
-        for place in written:
-            tracker.file(place)
-        try:
+    tracker = None
+    try:
+        tracker = Tracker(Path(runtime.root), folder.name, {"flow": drawing.__name__, "git": git_state()["commit"]})
+        tracker.asked(overrides)
+        with session(runtime, tracker, seats) as now:
+            tracker.continues(_road_key(config, now))
+            for place in written:
+                tracker.file(place)
             drawing(config)
-        except BaseException as error:
-            _failed(now, folder, error)
-            raise
-        return _arrived(now, folder)
+            return _arrived(now, folder)
+    except BaseException as error:
+        _failed(tracker, folder, error)
+        raise
+
+
+def _run_name(flow: str) -> str:
+    """One name for a run, the same in Prefect, in MLflow and on disk: Prefect calls this when it opens the flow run."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    if context is not None and context.flow_run is not None and f"-{flow}-" in context.flow_run.name:
+        return str(context.flow_run.name)
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{flow}-{uuid.uuid4().hex[:4]}"
+
+
+def _road_key(config: Any, now: Session) -> str:
+    """The key of the whole road; empty where the world cannot be asked yet: the stage that asks has the retries."""
+    try:
+        return keys.digest({f.name: keys.keyed_fields(getattr(config, f.name), now) for f in _stages(config)})
+    except Exception:
+        return ""
 
 
 def _stages(config: Any) -> list[Any]:
@@ -169,14 +191,15 @@ def _provenance(folder: Path, name: str, config: Any, overrides: list[str]) -> l
     return [folder / "config.json", folder / "provenance.json"]
 
 
-def _failed(now: Session, folder: Path, error: BaseException) -> None:
+def _failed(tracker: Tracker | None, folder: Path, error: BaseException) -> None:
     place = folder / "error.txt"
     place.write_text("".join(traceback.format_exception(error)))
-    now.screen.done()
-    now.screen.console.print(f"\n{type(error).__name__}: {error}", markup=False, soft_wrap=True)
-    now.screen.console.print(f"  traceback in {place}. What is done is kept; the same command goes on from here.")
-    if now.tracker:
-        now.tracker.end("FAILED" if isinstance(error, Exception) else "KILLED")
+    console = Console(stderr=True, highlight=False)
+    said = str(error) if isinstance(error, Exception) and str(error) else f"Stopped by {type(error).__name__}."
+    console.print(f"\n{said}", markup=False, soft_wrap=True)
+    console.print(f"  What is done is kept, and the next run goes on from it. Traceback: {place}", soft_wrap=True)
+    if tracker:
+        tracker.end("FAILED" if isinstance(error, Exception) else "KILLED")
 
 
 def _arrived(now: Session, folder: Path) -> bool:
@@ -191,6 +214,7 @@ def _arrived(now: Session, folder: Path) -> bool:
     report.show(Console(highlight=False), now, verdict, where)
     _tell_prefect(text)
     if now.tracker:
+        now.tracker.scores(report.scores(verdict))
         now.tracker.tag("verdict", "passed" if passed else "failed")
         now.tracker.file(folder / "report.md")
         now.tracker.end("FINISHED" if passed else "FAILED")
@@ -207,15 +231,18 @@ def _register(now: Session, digest: str) -> None:
 
 
 def _where_to_look(now: Session, folder: Path) -> list[tuple[str, str]]:
-    found = report.product(now)
-    gguf = [("GGUF", str(found))] if found else []
+    product = report.product(now)
+    gguf = [("GGUF", str(product))] if product else []
     bin_ = Path(sys.executable).parent
     mlflow = now.tracker.uri if now.tracker else ""
-    mlflow = mlflow if mlflow.startswith("http") else f"{bin_ / 'mlflow'} ui --backend-store-uri {mlflow}"
+    quiet = "MLFLOW_DISABLE_TELEMETRY=true "
+    mlflow = mlflow if mlflow.startswith("http") else f"{quiet}{bin_ / 'mlflow'} ui --backend-store-uri {mlflow}"
     home = f"PREFECT_HOME={os.environ['PREFECT_HOME']} " if "PREFECT_HOME" in os.environ else ""
+    home += "PREFECT_SERVER_ANALYTICS_ENABLED=false "
     running = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
     prefect = running or f"{home}{bin_ / 'prefect'} server start"
-    return [*gguf, ("report", str(folder / "report.md")), ("MLflow UI", mlflow), ("Prefect UI", prefect)]
+    found = [*gguf, ("report", str(folder / "report.md")), ("MLflow UI", mlflow), ("Prefect UI", prefect)]
+    return [*report.remarks(now), *found]
 
 
 def _tell_prefect(text: str) -> None:

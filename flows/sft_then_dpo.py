@@ -18,6 +18,7 @@ from tasks.dpo import DPOConfig, dpo
 from tasks.encode import EncodeConfig, encode
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.fidelity import FidelityConfig, fidelity
+from tasks.llm.training import LoRA, Method
 from tasks.merge import MergeConfig, merge
 from tasks.preprocess import PreprocessConfig, preprocess
 from tasks.quantize import QuantizeConfig, quantize
@@ -43,6 +44,10 @@ class SFTThenDPO(Road):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
+        if self.sft.method is Method.lora and self.dpo.method is Method.full:
+            yield "dpo.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
+        if self.sft.method is Method.lora and self.dpo.lora != LoRA():
+            yield "dpo.lora has no effect: DPO goes on with the adapter that SFT made. Set sft.lora instead."
         for seat in ("chats", "pairs", "prompts"):
             if (kind := getattr(self, seat).kind) != seat:
                 yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data, or set it."

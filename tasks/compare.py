@@ -35,6 +35,8 @@ class Gates:
     """The same, as a share of unchanged most likely tokens."""
     levels: dict[str, LevelGate] = field(default_factory=dict)
     """Per quantization level; a level without an entry is measured and not judged."""
+    fidelity_tokens_min: float | None = 2000
+    """Held-out answer tokens that fidelity must have been measured on for its figures to mean something."""
     stopped_min: float | None = 0.9
     """Share of the candidate's answers that must end by the stop token, not by max_new_tokens."""
 
@@ -106,6 +108,8 @@ def _gates(gates: Gates, fidelity: dict[str, Any], candidate: dict[str, Any]) ->
         broken = "The converter changed the model: check its version and the model's architecture."
         yield _gate("f16_kl_max", pairs["f16"]["kl"], gates.f16_kl_max, broken)
         yield _gate("f16_same_top1_min", pairs["f16"]["same_top1"], gates.f16_same_top1_min, broken)
+        more = "Give more held-out prompts, raise fidelity.rows, or lower compare.gates.fidelity_tokens_min."
+        yield _gate("fidelity_tokens_min", fidelity["tokens"], gates.fidelity_tokens_min, more)
     if level in gates.levels:
         limits, gentler = gates.levels[level], "Take a gentler level, such as q6_k or q8_0."
         yield _gate(f"{level}.kl_max", pairs["level"]["kl"], limits.kl_max, gentler)

@@ -79,7 +79,7 @@ class DownloadConfig:
                 yield f"{name} is empty; source={self.source.value} needs it."
         place = Path(self.path).expanduser()
         if self.source is Source.local and self.path and not (place / "config.json").is_file():
-            there = "has no config.json" if place.is_dir() else "does not exist"
+            there = "has no config.json" if place.is_dir() else "is a file" if place.exists() else "does not exist"
             yield f"path={self.path} {there}; give the folder that holds config.json and *.safetensors."
         if self.source is Source.gguf and self.path and not place.is_file():
             yield f"path={self.path} does not exist; give a .gguf file."

@@ -130,7 +130,7 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
         report[name] = {"rows": len(part), "characters": lengths(part)}
     _write_report(run.notes / "report.json", report)
     seen, dropped = tally.rows + given_tally.rows, tally.dropped + given_tally.dropped
-    return {"rows": seen, "train": len(train), "eval": len(held), "dropped": dropped}
+    return {"rows": seen, "dropped": dropped, "train": len(train), "eval": len(held)}
 
 
 def _hub_files(run: Run, cfg: PreprocessConfig) -> dict[str, Path]:

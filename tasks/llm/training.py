@@ -118,6 +118,8 @@ def fit(
     trainer.add_callback(_watcher(log, progress))
     with head_on_labels_only():
         result = trainer.train(resume_from_checkpoint=last_complete(work / "checkpoints"))
+    if not trainer.state.global_step:
+        raise ValueError("Not one optimizer step was taken: raise args.num_train_epochs or args.max_steps.")
     loss = _mean_loss(trainer.state.log_history)
     return {"loss": result.training_loss if loss is None else loss, "steps": trainer.state.global_step}
 

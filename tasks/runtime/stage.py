@@ -145,7 +145,7 @@ class _Call:
             if attempt:
                 attempt.tag("error", f"{type(error).__name__}: {error}"[:4000])
                 attempt.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            screen.done()
+            screen.done(f"  {self.label:<28} failed  {time.monotonic() - self.began:7.1f} s")
             raise
         if attempt:
             attempt.log({f"result.{name}": value for name, value in manifest["metrics"].items()}, 0)
@@ -274,7 +274,7 @@ class _Call:
 
 def headline(manifest: Manifest) -> str:
     """The first few metrics of a result, as a reader wants them."""
-    shown = list(manifest["metrics"].items())[:3]
+    shown = list(manifest["metrics"].items())[:4]
     return "  ".join(f"{name} {value:,.4g}" if value < 1e4 else f"{name} {value:,.0f}" for name, value in shown)
 
 

@@ -37,6 +37,7 @@ class Store:
     def __init__(self, root: Path, say: Any = print) -> None:
         self.root = root.resolve()
         self.say = say
+        self._told: dict[str, str] = {}
         for room in ("objects", "manifests", "notes", "history", "work", "locks", "tmp"):
             (self.root / room).mkdir(parents=True, exist_ok=True)
         self.hashes = Hashes(self.root / "hashes")
@@ -58,8 +59,11 @@ class Store:
             return None
         damage = self.damage(manifest)
         if damage:
-            self.say(f"{stage}: {damage}; it is made again.")
+            if self._told.get(key) != damage:  # a stage looks twice: before and after it has the lock
+                self.say(f"{stage}: {damage}; it is made again.")
+            self._told[key] = damage
             return None
+        self._told.pop(key, None)
         return manifest
 
     def damage(self, manifest: Manifest) -> str:

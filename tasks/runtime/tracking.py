@@ -65,8 +65,23 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         self.send(self.client.set_tag, self.parent, name, value)
 
+    def asked(self, overrides: list[str]) -> None:
+        """What somebody changed for this run, as the parent's params: runs can be set beside each other by them."""
+        from mlflow.entities import Param
+
+        told = [Param(_allowed(name), value[:6000]) for name, _, value in (o.partition("=") for o in overrides)]
+        if told:
+            self.send(self.client.log_batch, self.parent, params=list({p.key: p for p in told}.values())[:100])
+
+    def scores(self, scores: dict[str, float]) -> None:
+        """What the run came to, as the parent's metrics."""
+        for name, value in scores.items():
+            self.send(self.client.log_metric, self.parent, _allowed(name), value)
+
     def continues(self, road: str) -> None:
         """Tag the parent with its road's key, and with the last run of the same road."""
+        if not road:
+            return
         known = f"tags.road = '{road}'"
         _, before = self.send(self.client.search_runs, [self.experiment], known, max_results=1)
         self.tag("road", road)

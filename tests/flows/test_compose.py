@@ -43,6 +43,7 @@ def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
         "download/hub": ["download.repo=owner/name"],
     }
     seat = f"{group}@{choice.split('_')[-1]}" if group == "preprocess" else group
+    needs["dpo/full"] = ["sft=full"]
     composed(f"{seat}={choice}", *needs.get(f"{group}/{choice}", []))
 
 
@@ -77,6 +78,16 @@ def test_a_knob_out_of_range_is_refused_before_anything_runs() -> None:
     assert problem == "dpo.args.beta is -1.0; give a positive number such as 0.1."
 
 
+def test_an_adapter_for_dpo_that_nobody_would_use_is_refused() -> None:
+    assert wrong("dpo.lora.rank=8")[0].startswith("dpo.lora has no effect")
+    assert wrong("dpo=full")[0].startswith("dpo.method is full")
+    assert composed("sft=full", "dpo.lora.rank=8").dpo.lora.rank == 8
+
+
+def test_a_problem_reads_as_a_sentence_under_its_stage() -> None:
+    assert wrong("chats.path=")[0].startswith("chats: no data given")
+
+
 def test_a_missing_value_is_named() -> None:
     assert wrong("download=local") == ["download.path is empty; source=local needs it."]
 
@@ -87,8 +98,7 @@ def test_rows_of_the_wrong_kind_in_a_seat_are_refused() -> None:
 
 
 def test_a_value_of_the_wrong_type_is_named_with_its_key() -> None:
-    (problem,) = wrong("sft.batch_size=many")
-    assert "sft.batch_size" in problem
+    assert wrong("sft.batch_size=many") == ["sft.batch_size=many: it wants a whole number."]
 
 
 def test_a_secret_cannot_be_interpolated_into_a_config() -> None:

@@ -11,9 +11,10 @@ from tasks.compare import CompareConfig, Gates, LevelGate, compare
 from tasks.runtime import Metrics
 from tests import hand
 
-NOTHING = Gates(None, None, None, {}, None)
+NOTHING = Gates(None, None, None, {}, None, None)
 FIDELITY = {
     "level": "q8_0",
+    "tokens": 2500,
     "pairs": {
         "merged": {"kl": 0.0, "same_top1": 1.0},
         "f16": {"kl": 0.0004, "same_top1": 0.995},
@@ -99,6 +100,7 @@ def test_good_numbers_pass_every_gate(tmp_path: Path) -> None:
         ("merged_kl_max", 0.0, 0.005),
         ("f16_kl_max", 0.0004, 0.001),
         ("f16_same_top1_min", 0.995, 0.99),
+        ("fidelity_tokens_min", 2500, 2000),
         ("q8_0.kl_max", 0.02, 0.05),
         ("q8_0.same_top1_min", 0.95, 0.9),
         ("stopped_min", 1.0, 0.9),
@@ -114,6 +116,7 @@ def test_good_numbers_pass_every_gate(tmp_path: Path) -> None:
         (Gates(f16_same_top1_min=0.999), "f16_same_top1_min", 0.995, 0.999, "converter changed the model"),
         (Gates(levels={"q8_0": LevelGate(0.01, 0.9)}), "q8_0.kl_max", 0.02, 0.01, "gentler level"),
         (Gates(levels={"q8_0": LevelGate(0.1, 0.96)}), "q8_0.same_top1_min", 0.95, 0.96, "gentler level"),
+        (Gates(fidelity_tokens_min=3000), "fidelity_tokens_min", 2500, 3000, "Give more held-out prompts"),
         (Gates(stopped_min=1.1), "stopped_min", 1.0, 1.1, "raise evaluate.max_new_tokens"),
     ],
 )

@@ -11,7 +11,7 @@ from tasks.llm import gguf
 from tasks.runtime import GGUF, Dataset, Model, Run
 from tests import hand
 
-FEW = FidelityConfig(min_tokens=10)
+FEW = FidelityConfig()
 
 
 @pytest.fixture
@@ -75,17 +75,17 @@ def test_as_many_rows_as_asked_for_are_measured_and_progress_reaches_the_end(
 ) -> None:
     told: list[tuple[int, int, str]] = []
     run = hand.run(tmp_path / "run", progress=lambda *step: told.append(step))
-    metrics = fidelity.body(run, FidelityConfig(rows=2, min_tokens=1), full, full, f16, f16, prompts)
+    metrics = fidelity.body(run, FidelityConfig(rows=2), full, full, f16, f16, prompts)
     assert metrics["rows"] == 2
     assert [done for done, _, _ in told] == list(range(1, 9))
     assert [what for _, _, what in told[::2]] == ["adapter", "merged", "f16", "level"]
     assert {total for _, total, _ in told} == {8}
 
 
-def test_too_few_tokens_are_refused_before_any_model_is_loaded(run: Run, full: Model, prompts: Dataset) -> None:
+def test_nothing_to_measure_on_is_refused_before_any_model_is_loaded(run: Run, full: Model, tmp_path: Path) -> None:
     nothing = hand.handle(GGUF, run.work)
-    with pytest.raises(ValueError, match=r"4 held-out rows have \d+ answer tokens, fewer than .*min_tokens=2000"):
-        fidelity.body(run, FidelityConfig(), full, full, nothing, nothing, prompts)
+    with pytest.raises(ValueError, match="no held-out rows"):
+        fidelity.body(run, FidelityConfig(), full, full, nothing, nothing, hand.dataset(tmp_path / "none"))
 
 
 def test_a_number_of_rows_that_cannot_be_is_a_problem() -> None:
