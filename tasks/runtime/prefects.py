@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+_PASSING = (ConnectionError, TimeoutError)
 Perform = Callable[[Callable[[str], None]], dict[str, Any]]
 """Does the work and returns the reference of its result; what it is given is told why it was a hit."""
 
@@ -18,7 +19,7 @@ def in_flow() -> bool:
     return FlowRunContext.get() is not None
 
 
-def as_task(perform: Perform, name: str, label: str, retries: int) -> dict[str, Any]:
+def as_task(perform: Perform, name: str, label: str, retries: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The call as a task in this thread; a hit shows as the state `Cached`, our store stays the only cache."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
@@ -26,7 +27,11 @@ def as_task(perform: Perform, name: str, label: str, retries: int) -> dict[str, 
 
     def performed() -> Any:
         hits: list[str] = []
-        ref = perform(hits.append)
+        try:
+            ref = perform(hits.append)
+        except _PASSING as error:
+            say(f"{label}: {error} (tried up to {retries + 1} times)")
+            raise
         return Completed(name="Cached", message=hits[0], data=ref) if hits else ref
 
     run = task(
@@ -46,7 +51,7 @@ def _transient(task: Any, run: Any, state: Any) -> bool:
     """Only what can pass by itself is tried again: network trouble, never a wrong config or a bug."""
     try:
         state.result()
-    except (ConnectionError, TimeoutError):
+    except _PASSING:
         return True
     except BaseException:
         return False

@@ -50,9 +50,10 @@ class Stage(Generic[P, A]):
         bound = inspect.signature(self.body).bind(None, *args, **kwargs)
         bound.apply_defaults()
         _, config, *inputs = bound.args
-        call = _Call(self, current(), config, inputs)
+        call, now = _Call(self, current(), config, inputs), current()
         if prefects.in_flow():
-            return self.makes.of(prefects.as_task(call.perform, self.name, call.label, call.session.config.retries))
+            ref = prefects.as_task(call.perform, self.name, call.label, now.config.retries, now.screen.say)
+            return self.makes.of(ref)
         return self.makes.of(call.perform())
 
 

@@ -140,7 +140,7 @@ def test_a_rerun_is_a_new_parent_that_names_what_it_continues(up: Servers) -> No
 
 
 def test_a_download_that_fails_twice_is_retried_and_works(
-    up: Servers, hub: FakeHub, tiny_model: Path, tmp_path: Path
+    up: Servers, hub: FakeHub, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from prefect import flow
     from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -161,3 +161,4 @@ def test_a_download_that_fails_twice_is_retried_and_works(
     run, tasks = servers.settled(lambda: newest_flow_run(up.prefect), lambda seen: seen[0].state.is_completed())
     assert run.state.is_completed()
     assert [task.run_count for task in tasks] == [3]
+    assert capsys.readouterr().err.count("(tried up to 4 times)") == 2
