@@ -43,11 +43,12 @@ def prepare_environment(runtime: RuntimeConfig) -> None:
     if not (Path.home() / ".prefect" / "profiles.toml").exists():
         home = Path(os.environ.setdefault("PREFECT_HOME", str((Path(runtime.root) / "prefect").resolve())))
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and then fails much later
-    if "PREFECT_API_URL" not in os.environ and _answers(f"{SERVER}/api/health"):
+    if "PREFECT_API_URL" not in os.environ and answers(f"{SERVER}/api/health"):
         os.environ["PREFECT_API_URL"] = f"{SERVER}/api"
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a server is up there and well."""
     try:
         with urllib.request.urlopen(url, timeout=1) as reply:
             return bool(reply.status == 200)

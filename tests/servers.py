@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from flows.surroundings import answers
 from tests.patience import wait_for
 
 T = TypeVar("T")
@@ -41,14 +41,6 @@ def serving(command: list[str], health: str, log: Path, env: dict[str, str]) -> 
                 server.wait(20)
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, signal.SIGKILL)
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
 
 
 @contextmanager

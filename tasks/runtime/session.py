@@ -17,7 +17,7 @@ from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
 
 _LEAST_ROOM = 3e9
-"""Bytes of free disk under which a run is not begun: the bundled road takes 2.5 GB."""
+"""Bytes of free disk under which a run is not begun: the bundled road leaves 1.3 GB and takes 1 GB more for scratch."""
 
 
 class Isolation(StrEnum):
