@@ -29,8 +29,8 @@ from flows.compose import CONF, ConfigError, choices, compose
 from flows.surroundings import prepare_environment
 from tasks.llm.training import rows_at_once
 from tasks.runtime import RuntimeConfig, keys, session
+from tasks.runtime.calls import git_state
 from tasks.runtime.session import Session
-from tasks.runtime.stage import git_state
 from tasks.runtime.tracking import Tracker
 
 Drawing = Callable[[Any], Any]

@@ -12,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tasks.runtime.calls import headline
 from tasks.runtime.session import Record, Session
-from tasks.runtime.stage import headline
 
 
 def labels(records: list[Record]) -> list[str]:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tasks.runtime import keys
 from tasks.runtime.progress import Screen
@@ -80,6 +80,12 @@ class Record:
     note: str = ""
 
 
+class Planner(Protocol):
+    """Notes the calls of a drawing instead of making them; a call's answer is the reference of its result."""
+
+    def add(self, call: Any) -> dict[str, Any]: ...
+
+
 @dataclass
 class Session:
     config: RuntimeConfig
@@ -89,6 +95,8 @@ class Session:
     seats: dict[int, str] = field(default_factory=dict)
     """Config object -> its name in the drawing, so that two preprocess calls can be told apart."""
     records: list[Record] = field(default_factory=list)
+    plan: Planner | None = None
+    """Where a plan is drawn, a stage call is noted instead of made."""
     meant: dict[str, str] = field(default_factory=dict)
     """Moving names of this session: the key and the body must hear the same answer, also when it is asked again."""
 

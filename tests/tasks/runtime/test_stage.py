@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tasks.runtime import Model, RuntimeConfig, fingerprint, session
+from tasks.runtime.calls import Drifted
 from tasks.runtime.fingerprint import Code
 from tasks.runtime.session import Session
-from tasks.runtime.stage import Drifted
 from tests import toys
 from tests.patience import wait_for
 from tests.toys import Open
