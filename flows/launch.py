@@ -2,7 +2,7 @@
 
 `front_door(drawing, Schema)` is one Prefect flow whose parameters are the named choices and `overrides`, so a run from
 the command line and a run from the Prefect UI are the same run. Exit codes: 0 done, 1 a stage failed, 2 the config is
-wrong, 3 the verdict failed (every artifact and the report are kept).
+wrong, 3 the verdict failed (every artifact and the report are kept), 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -26,11 +27,12 @@ from rich.console import Console
 
 from flows import report
 from flows.compose import CONF, ConfigError, choices, compose
-from flows.surroundings import prepare_environment
+from flows.server import prefect_server
 from tasks.llm.training import rows_at_once
 from tasks.runtime import RuntimeConfig, keys, session
 from tasks.runtime.calls import git_state
 from tasks.runtime.session import Session
+from tasks.runtime.stopping import Stop, Stopped
 from tasks.runtime.tracking import Tracker
 
 Drawing = Callable[[Any], Any]
@@ -71,8 +73,20 @@ def _run(drawing: Drawing, schema: type, overrides: list[str], search: list[str]
     except ConfigError as error:
         console.print(f"The config is wrong:\n{error}", markup=False, soft_wrap=True)
         return 2
-    prepare_environment(config.runtime)
-    state = front_door(drawing, schema)(overrides=overrides, config_dirs=search, return_state=True)
+    try:
+        with Stop(config.runtime.grace).listening(), prefect_server(config.runtime) as up:
+            flow = front_door(drawing, schema)
+            up()
+            state = flow(overrides=overrides, config_dirs=search, return_state=True)
+    except Stopped as stop:  # before its first stage, or after its last
+        console.print(f"\n{stop}.")
+        return stop.code
+    return _exit_code(state)
+
+
+def _exit_code(state: Any) -> int:
+    if state.is_cancelled():
+        return 128 + (signal.SIGINT if "SIGINT" in state.message else signal.SIGTERM)
     if state.is_completed():
         return 0
     return 3 if state.name == "VerdictFailed" else 1
@@ -101,14 +115,17 @@ def _through_hydra(drawing: Drawing, schema: type, argv: list[str]) -> None:
 def front_door(drawing: Drawing, schema: type) -> Any:
     """The drawing as a Prefect flow. Parameters: each named choice, `overrides`, `config_dirs`."""
     from prefect import flow
-    from prefect.states import Completed, Failed
+    from prefect.states import Cancelled, Completed, Failed
 
     seats = choices(drawing.__name__)
 
     def run(**given: Any) -> Any:
         picked = [f"{seat}={given[_parameter(seat)]}" for seat in seats if given[_parameter(seat)] != seats[seat][0]]
         config = compose(drawing.__name__, schema, picked + given["overrides"], given["config_dirs"])
-        passed = travel(drawing, config, picked + given["overrides"])
+        try:
+            passed = travel(drawing, config, picked + given["overrides"])
+        except Stopped as stop:
+            return Cancelled(message=f"{stop}. The same command goes on from here.")
         if passed:
             return Completed(message="verdict passed")
         return Failed(name="VerdictFailed", message="a gate failed; every artifact and the report are kept")
@@ -195,7 +212,7 @@ def _failed(tracker: Tracker | None, folder: Path, error: BaseException) -> None
     place = folder / "error.txt"
     place.write_text("".join(traceback.format_exception(error)))
     console = Console(stderr=True, highlight=False)
-    said = str(error) if isinstance(error, Exception) and str(error) else f"Stopped by {type(error).__name__}."
+    said = str(error) or type(error).__name__
     console.print(f"\n{said}", markup=False, soft_wrap=True)
     console.print(f"  What is done is kept, and the next run goes on from it. Traceback: {place}", soft_wrap=True)
     if tracker:

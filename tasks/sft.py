@@ -69,7 +69,7 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
         eval_dataset=held_out if len(held_out) else None,
         processing_class=models.load_tokenizer(base.path),
     )
-    metrics = training.fit(trainer, run.work, run.log, run.progress)
+    metrics = training.fit(trainer, run.work, run.log, run.progress, run.stopping)
     if len(held_out):
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
 

@@ -10,31 +10,38 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from tasks.runtime.processes import execute
+from tasks.runtime.stopping import Stop, Stopped
 from tasks.runtime.store import Store
 
 
-def main(place: Path) -> None:
-    """Run the job in this file; the result, or what went wrong, is left beside it."""
+def main(place: Path) -> int:
+    """Run the job in this file; the result, or what went wrong, is left beside it. Returns the exit code."""
     job = json.loads(place.read_text())
-    _die_with(job.get("parent", os.getppid()))
-    store = Store(Path(job["root"]))
+    die_with(job.get("parent", os.getppid()))
+    store, stop = Store(Path(job["root"])), Stop(job["grace"])
     result: dict[str, Any]
-    with open(place.parent / "events.jsonl", "a", buffering=1) as events:
+    with stop.listening(), open(place.parent / "events.jsonl", "a", buffering=1) as events:
         try:
-            metrics = execute(job, store, lambda event: print(json.dumps(event), file=events, flush=True))
+            with FileLock(place.parent / "lock"):  # a child whose parent was killed may still be saving
+                metrics = execute(job, store, lambda event: print(json.dumps(event), file=events, flush=True), stop)
             result = {"metrics": metrics}
+        except Stopped as stopped:
+            return stopped.code
         except Exception as error:
             traceback.print_exc()
             transient = isinstance(error, ConnectionError | TimeoutError)
             name = type(error).__name__
             result = {"error": str(error) or name if transient else f"{name}: {error}", "transient": transient}
     draft = place.parent / "result.tmp"
-    draft.write_text(json.dumps(result))
+    draft.write_text(json.dumps({**result, "attempt": job["attempt"]}))
     os.replace(draft, place.parent / "result.json")
+    return 0
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Ask the kernel (Linux) to end this process when its parent ends, however the parent ends."""
     try:
         import ctypes
@@ -47,4 +54,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))

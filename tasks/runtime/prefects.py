@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from tasks.runtime.stopping import Stopped
+
 _PASSING = (ConnectionError, TimeoutError)
 Perform = Callable[[Callable[[str], None]], dict[str, Any]]
 """Does the work and returns the reference of its result; what it is given is told why it was a hit."""
@@ -23,12 +25,17 @@ def as_task(perform: Perform, name: str, label: str, retries: int, say: Callable
     """The call as a task in this thread; a hit shows as the state `Cached`, our store stays the only cache."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
-    from prefect.states import Completed
+    from prefect.states import Cancelled, Completed
+
+    stops: list[Stopped] = []
 
     def performed() -> Any:
         hits: list[str] = []
         try:
             ref = perform(hits.append)
+        except Stopped as stop:
+            stops.append(stop)
+            return Cancelled(message=str(stop))
         except _PASSING as error:
             say(f"{label}: {error} (tried up to {retries + 1} times)")
             raise
@@ -43,7 +50,10 @@ def as_task(perform: Perform, name: str, label: str, retries: int, say: Callable
         retry_delay_seconds=[1.0, 4.0, 16.0],
         retry_condition_fn=_transient,
     )(performed)
-    ref: dict[str, Any] = run(return_state=True).result()
+    state = run(return_state=True)
+    if stops:
+        raise stops[0]
+    ref: dict[str, Any] = state.result()
     return ref
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tasks.runtime import keys
 from tasks.runtime.progress import Screen
+from tasks.runtime.stopping import Stop
 from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
 
@@ -50,6 +51,8 @@ class RuntimeConfig:
     """Ask again what moving names mean (the branch `main` on a hub) instead of reusing the recorded answer."""
     micro_batch: int = 0
     """Rows per forward pass (0: the stage's choice). Lower it when memory runs out; results keep their recipe."""
+    grace: float = 5.0
+    """Seconds a training may take to reach its next step and save when it is asked to stop: SIGTERM, Ctrl-C, Cancel."""
     retries: int = 3
     """How often a stage is tried again after trouble that can pass by itself: network, a hub's 5xx."""
     register: str = "posttrain"
@@ -63,6 +66,8 @@ class RuntimeConfig:
         if room < _LEAST_ROOM:
             least = f"{_LEAST_ROOM / 1e9:.0f} GB"
             yield f"root={self.root} has {room / 1e9:.1f} GB of free disk; make room for {least}, or choose another."
+        if not 0 <= self.grace <= 600:
+            yield f"grace is {self.grace} seconds; give 0 to 600, usually 5."
         if not 0 <= self.retries <= 20:
             yield f"retries is {self.retries}; give a number from 0 to 20."
 
@@ -95,6 +100,7 @@ class Session:
     seats: dict[int, str] = field(default_factory=dict)
     """Config object -> its name in the drawing, so that two preprocess calls can be told apart."""
     records: list[Record] = field(default_factory=list)
+    stop: Stop = field(default_factory=Stop)
     plan: Planner | None = None
     """Where a plan is drawn, a stage call is noted instead of made."""
     meant: dict[str, str] = field(default_factory=dict)
@@ -124,10 +130,10 @@ def session(config: RuntimeConfig, tracker: Tracker | None = None, seats: Any = 
     """Open the store under `config.root` for the stages called within."""
     screen = Screen()
     store = Store(Path(config.root) / "store", say=screen.say)
-    opened = Session(config, store, screen, tracker, seats or {})
+    opened = Session(config, store, screen, tracker, seats or {}, stop=Stop(config.grace, screen.say))
     token = _current.set(opened)
     try:
-        with screen:
+        with screen, opened.stop.listening():
             yield opened
     finally:
         _current.reset(token)

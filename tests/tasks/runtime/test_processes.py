@@ -14,6 +14,7 @@ import pytest
 
 from tasks.runtime import keys, processes
 from tasks.runtime.processes import ChildFailed, Job
+from tasks.runtime.stopping import Stop
 from tasks.runtime.store import Store
 from tests import toys
 from tests.patience import alive, wait_for
@@ -40,7 +41,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Job]:
 def in_child(job: Job, store: Store) -> list[dict[str, Any]]:
     """The events of a job."""
     events: list[dict[str, Any]] = []
-    processes.execute_in_child(job, store, events.append)
+    processes.execute_in_child(job, store, events.append, Stop())
     return events
 
 
