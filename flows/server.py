@@ -54,6 +54,7 @@ def prefect_server(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
     try:
         yield lambda: _wait(server, url, log)
     finally:
+        send_what_waits()
         del os.environ["PREFECT_API_URL"]
         server.terminate()
         try:
@@ -68,6 +69,16 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         if server.poll() is not None or time.monotonic() > until:
             raise RuntimeError(f"Prefect's server does not start; its log: {log}")
         time.sleep(0.05)
+
+
+def send_what_waits() -> None:
+    """Prefect sends logs and events in batches, the last ones when Python exits: its server must still be there."""
+    if "prefect.flow_engine" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        APILogWorker.drain_all(timeout=3)
+        EventsWorker.drain_all(timeout=3)
 
 
 def _serve(door: int) -> None:
