@@ -22,6 +22,7 @@ from tasks.llm.training import LoRA, Method
 from tasks.merge import MergeConfig, merge
 from tasks.preprocess import PreprocessConfig, preprocess
 from tasks.quantize import QuantizeConfig, quantize
+from tasks.reference import ReferenceConfig, reference
 from tasks.runtime import Comparison
 from tasks.sft import SFTConfig, sft
 
@@ -34,6 +35,7 @@ class SFTThenDPO(Road):
     prompts: PreprocessConfig = field(default_factory=PreprocessConfig)
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
@@ -58,7 +60,8 @@ def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
     chats, pairs, prompts = preprocess(cfg.chats), preprocess(cfg.pairs), preprocess(cfg.prompts)
     tokens = encode(cfg.encode, base.tokenizer, chats)
     tuned = sft(cfg.sft, base, tokens)
-    aligned = dpo(cfg.dpo, tuned, pairs)
+    known = reference(cfg.reference, tuned, pairs)
+    aligned = dpo(cfg.dpo, tuned, known)
     merged = merge(cfg.merge, aligned)
     f16 = convert(cfg.convert, merged)
     gguf = quantize(cfg.quantize, f16)

@@ -74,6 +74,23 @@ def turns(folder: Path, told: Sequence[dict[str, str]] = TOLD) -> list[chat.Turn
     return list(chat.turns(tokenizer, [asked(row["done"]) for row in told], [row["said"] for row in told]))
 
 
+def log_p(policy: Model, rows: Sequence[dict[str, Any]], which: str) -> list[float]:
+    """log pi(answer | prompt) of each pair's "chosen" or "rejected" answer, one sequence at a time, in fp32."""
+    import torch
+
+    model = models.load(policy.path, policy.base.path, "fp32").eval()
+    tokenizer = models.load_tokenizer(policy.path)
+    found = []
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True)["input_ids"]
+        answer = [*tokenizer(row[which], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
+        steps = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+        found.append(sum(steps[at, token].item() for at, token in enumerate(answer)))
+    return found
+
+
 def adapter(folder: Path, base: Model, scale: float = 0.05, seed: int = 1) -> Model:
     """A LoRA adapter that changes its base: B, zero in a fresh one, is filled with noise of this scale."""
     import torch

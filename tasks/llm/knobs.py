@@ -25,8 +25,9 @@ _SOURCES = {
 }
 _STORE = "the work folder of the stage; nothing to set"
 _SPLIT = "batch_size (sequences per optimizer step) and runtime.micro_batch"
-_CUTOFF = "the stage's cutoff"
-_RANKS = "the runtime"
+_CUTOFF = "the cutoff of the stage that encodes (encode, reference)"
+_REFERENCE = "the reference stage, whose policy stays as it is"
+_RANKS = "runtime.ranks and runtime.strategy"
 _TRACKING = "MLflow, through MLFLOW_TRACKING_URI"
 _PUBLISH = "a publish flow"
 OWNED = {
@@ -40,11 +41,12 @@ OWNED = {
     **dict.fromkeys(("deepspeed", "fsdp", "fsdp_config", "accelerator_config", "parallelism_config"), _RANKS),
     **dict.fromkeys(("push_to_hub", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo"), _PUBLISH),
     **dict.fromkeys(("hub_always_push", "hub_revision"), _PUBLISH),
-    "local_rank": _RANKS,
+    **dict.fromkeys(("local_rank", "ddp_backend"), _RANKS),
     **dict.fromkeys(("dataset_text_field", "dataset_kwargs", "dataset_num_proc", "chat_template_path"), "encode"),
     **dict.fromkeys(("eos_token", "pad_token", "completion_only_loss", "assistant_only_loss"), "encode"),
     **dict.fromkeys(("model_init_kwargs", "trust_remote_code"), "download"),
-    **dict.fromkeys(("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"), "the dpo stage"),
+    **dict.fromkeys(("precompute_ref_log_probs", "precompute_ref_batch_size", "sync_ref_model"), _REFERENCE),
+    **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), _REFERENCE),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "load_best_model_at_end"), "the road itself"),
 }
 _POSITIVE = {"learning_rate": 1e-4, "beta": 0.1, "num_train_epochs": 1}
@@ -56,6 +58,7 @@ FREE = frozenset(
         *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "skip_memory_metrics"),
         *("dataloader_persistent_workers", "include_num_input_tokens_seen", "eval_strategy", "eval_steps"),
         *("per_device_eval_batch_size", "eval_on_start", "eval_delay", "ddp_timeout", "torch_empty_cache_steps"),
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
         *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
         *("activation_checkpointing", "activation_checkpointing_kwargs"),
     )

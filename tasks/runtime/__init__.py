@@ -1,6 +1,6 @@
 """How a stage lives: keys, store, processes, tracking. Knows Prefect and MLflow; has never heard of a tensor."""
 
-from tasks.runtime.artifacts import GGUF, Artifact, Comparison, Dataset, Metrics, Model, Tokenizer, Tokens
+from tasks.runtime.artifacts import GGUF, Artifact, Comparison, Dataset, Metrics, Model, Preferences, Tokenizer, Tokens
 from tasks.runtime.devices import Precision, resolved
 from tasks.runtime.keys import Moving, canonical_as, external, free
 from tasks.runtime.processes import Run
@@ -16,6 +16,7 @@ __all__ = [
     "Model",
     "Moving",
     "Precision",
+    "Preferences",
     "Run",
     "RuntimeConfig",
     "Tokenizer",

@@ -38,7 +38,8 @@ class Artifact:
         return cls(**{name: ref[name] for name in _TRAVELS}, path=path, stands_on=stands_on or {})
 
     def part(self, name: str) -> Any:
-        return self.parts[name](self.stage, self.recipe, self.key, self.part_digests[name], whole=self.digest)
+        digest, whole = self.part_digests[name], self.digest or NOT_YET
+        return self.parts[name](self.stage, self.recipe, self.key, digest, whole=whole)
 
     def identity(self) -> dict[str, str]:
         """How this input enters a content key."""
@@ -49,6 +50,8 @@ class Artifact:
         return {"recipe": self.recipe, "part": self.kind} if self.whole else {"recipe": self.recipe}
 
 
+NOT_YET = "not made yet"
+"""Of a part in a plan: it is taken from something that is not there."""
 _TRAVELS = ("stage", "recipe", "key", "digest", "whole", "part_digests")
 
 
@@ -62,6 +65,13 @@ class Tokens(Artifact):
     """Encoded rows: `train.parquet` and `eval.parquet` with `input_ids` and `labels`."""
 
     kind = "Tokens"
+
+
+class Preferences(Artifact):
+    """Encoded pairs and what a reference says of them: `train.parquet` and `eval.parquet` with `prompt_ids`,
+    `chosen_ids`, `rejected_ids`, `ref_chosen_logps` and `ref_rejected_logps` (summed over the answer, in nats)."""
+
+    kind = "Preferences"
 
 
 class Tokenizer(Artifact):

@@ -64,7 +64,7 @@ def test_a_misspelled_knob_of_the_trainer_names_the_nearest() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     assert len(wrong("sft.lora.rnk=8", "dwnload=hub", "quantize=q9")) == 3
-    assert len(wrong("sft.batch_size=0", "dpo.cutoff=1", "sft.args.seed=3")) == 3
+    assert len(wrong("sft.batch_size=0", "reference.cutoff=1", "sft.args.seed=3")) == 3
 
 
 def test_a_knob_that_is_ours_says_where_it_is_set() -> None:
@@ -129,6 +129,16 @@ def test_a_missing_data_file_is_said_before_anything_runs() -> None:
 def test_a_split_that_does_not_come_out_even_is_refused_before_anything_runs() -> None:
     problems = wrong("runtime.micro_batch=3", "sft.batch_size=6", "dpo.batch_size=8")
     assert problems == ["dpo: runtime.micro_batch=3 does not divide batch_size=8: use 2 or 4."]
+
+
+def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can() -> None:
+    assert composed("runtime=ranks").runtime.ranks == 2
+    assert composed("runtime=ranks", "runtime.strategy=zero2").runtime.strategy == "zero2"
+    (problem,) = wrong("runtime=ranks", "runtime.ranks=3", "sft.batch_size=6")
+    near = "use runtime.ranks=2, or batch_size=9 (another recipe)"
+    assert problem == f"dpo: batch_size=8 cannot be shared by runtime.ranks=3 evenly: {near}."
+    (problem,) = wrong("runtime=ranks", "runtime.micro_batch=4", "sft.batch_size=12")
+    assert problem == "sft: runtime.micro_batch=4 does not divide batch_size=12, shared by 2 ranks: use 3 or 6."
 
 
 def test_runtime_is_no_part_of_a_key(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests import servers
 from tests.fake_hub import FakeHub
 from tests.flows import roads
 
-STAGES = 16
+STAGES = 17
 """Stage calls of flows.sft_then_dpo."""
 
 

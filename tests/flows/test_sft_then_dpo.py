@@ -41,10 +41,22 @@ def test_a_second_run_finds_everything(tiny_model: Path, again: Path) -> None:
     assert set(roads.travelled(tiny_model, again).values()) == {"cached"}
 
 
-def test_a_changed_beta_runs_dpo_and_what_lies_below_it(tiny_model: Path, again: Path) -> None:
-    ran = roads.made(roads.travelled(tiny_model, again, "dpo.args.beta=0.3"))
-    below = {"dpo", "merge", "convert", "quantize", "fidelity", "evaluate of dpo", "evaluate of quantize", "compare"}
-    assert ran == below
+BELOW_DPO = {"dpo", "merge", "convert", "quantize", "fidelity", "evaluate of dpo", "evaluate of quantize", "compare"}
+
+
+@pytest.mark.parametrize(
+    "changed", [["dpo.args.beta=0.3"], ["dpo.args.learning_rate=1e-4", "dpo.seed=1", "dpo.batch_size=2"]], ids=str
+)
+def test_another_training_runs_dpo_and_what_lies_below_it_on_the_same_reference(
+    changed: list[str], tiny_model: Path, again: Path
+) -> None:
+    assert roads.made(roads.travelled(tiny_model, again, *changed)) == BELOW_DPO
+
+
+def test_another_cutoff_of_the_pairs_asks_the_reference_again(tiny_model: Path, again: Path) -> None:
+    ran = roads.made(roads.travelled(tiny_model, again, "reference.cutoff=420"))
+    assert "reference" in ran
+    assert ran - {"reference"} <= BELOW_DPO
 
 
 def test_a_changed_logging_cadence_runs_nothing(tiny_model: Path, again: Path) -> None:
@@ -57,7 +69,7 @@ def test_an_edited_data_file_runs_what_depends_on_it(tiny_model: Path, again: Pa
     assert not roads.made(roads.travelled(tiny_model, again, f"pairs.path={pairs}"))  # the same bytes elsewhere
     pairs.write_text(pairs.read_text().replace("Hello", "Good day").replace("Hi", "Hey"))
     ran = roads.made(roads.travelled(tiny_model, again, f"pairs.path={pairs}"))
-    assert {"preprocess pairs", "dpo", "merge"} <= ran
+    assert {"preprocess pairs", "reference", "dpo", "merge"} <= ran
     assert not ran & {"download", "preprocess chats", "encode", "sft", "evaluate of sft"}
 
 
@@ -78,7 +90,7 @@ def test_the_gguf_carries_its_lineage(first: Path) -> None:
     about = gguf.metadata(Path(roads.newest(first)["product"]))
     lineage = json.loads(about["posttrain.lineage"])
     by_stage = {entry["stage"]: entry for entry in lineage}
-    assert set(by_stage) == {"download", "preprocess", "encode", "sft", "dpo", "merge", "convert"}
+    assert set(by_stage) == {"download", "preprocess", "encode", "sft", "reference", "dpo", "merge", "convert"}
     sealed = {m["recipe"]: m for m in manifests(first).values()}
     assert all(sealed[entry["recipe"]]["fields"] == entry["config"] for entry in lineage)
     assert about["posttrain.base"] == by_stage["download"]["digest"]

@@ -64,7 +64,7 @@ def test_no_owned_name_is_offered_for_a_typo() -> None:
     [
         ("seed", "the stage's seed"),
         ("per_device_train_batch_size", "batch_size (sequences per optimizer step) and runtime.micro_batch"),
-        ("max_length", "the stage's cutoff"),
+        ("max_length", "the cutoff of the stage that encodes"),
         ("bf16", "the stage's precision"),
         ("output_dir", "the work folder"),
         ("report_to", "MLFLOW_TRACKING_URI"),
