@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.llm import knobs
+from tasks.llm import foresight, knobs
 from tasks.llm.training import LoRA, Method
 from tasks.runtime import Model, Precision, Run, Tokens, canonical_as, resolved, stage
 
@@ -34,7 +34,7 @@ class SFTConfig:
         yield from knobs.problems("SFTConfig", self.args)
 
 
-@stage(makes=Model, version="1", device=True)
+@stage(makes=Model, version="1", device=True, ranks=True, needs=foresight.of_sft)
 def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, float]:
     import pyarrow.parquet as pq
     import trl
@@ -61,9 +61,10 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
             {**cfg.args, "dataset_kwargs": {"skip_prepare_dataset": True}},
             run.work,
             batch_size=cfg.batch_size,
-            at_once=training.rows_at_once(cfg.batch_size, run.micro_batch),
+            at_once=training.rows_at_once(cfg.batch_size, run.micro_batch, ranks=run.ranks),
             autocast=full and precision == "bf16",
             seed=cfg.seed,
+            ranks=run.ranks,
         ),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
@@ -72,9 +73,11 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
     metrics = training.fit(trainer, run.work, run.log, run.progress, run.stopping)
     if len(held_out):
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+    training.history(trainer, run.notes)
+    if run.rank:
+        return metrics  # one rank writes what all of them trained
 
     if full:
         trainer.model.to(models.dtype_of(precision))
     models.save(trainer.model, run.out, base.path, "" if full else base.base.digest)
-    training.history(trainer, run.notes)
     return metrics

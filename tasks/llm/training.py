@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tasks.llm import knobs, models
+from tasks.llm import knobs, models, several
+from tasks.llm.checkpoints import forget_other_split, last_complete
 
 _SEQUENCES_AT_ONCE = 4
 """Per forward pass, where nobody said otherwise."""
@@ -61,17 +60,23 @@ def adapt(model: Any, lora: LoRA, seed: int) -> Any:
     return get_peft_model(model, config)
 
 
-def rows_at_once(batch_size: int, micro_batch: int, sequences_per_row: int = 1) -> int:
-    """How many rows one forward pass takes (a pair is a row of two sequences); ValueError names the nearest splits
-    that come out even."""
-    divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+def rows_at_once(batch_size: int, micro_batch: int, sequences_per_row: int = 1, ranks: int = 1) -> int:
+    """How many rows one forward pass of one rank takes (a pair is a row of two sequences); ValueError names the nearest
+    splits that come out even."""
+    if batch_size % ranks:
+        fewer = max(n for n in range(1, ranks) if batch_size % n == 0)
+        near = f"runtime.ranks={fewer}, or batch_size={batch_size - batch_size % ranks + ranks} (another recipe)"
+        raise ValueError(f"batch_size={batch_size} cannot be shared by runtime.ranks={ranks} evenly: use {near}.")
+    share, each = batch_size // ranks, f", shared by {ranks} ranks" if ranks > 1 else ""
+    divisors = [n for n in range(1, share + 1) if share % n == 0]
     if not micro_batch:
         return max(n for n in divisors if n == 1 or n * sequences_per_row <= _SEQUENCES_AT_ONCE)
     if micro_batch not in divisors:
         below = [n for n in divisors if n < micro_batch][-1:]
         above = [n for n in divisors if n > micro_batch][:1]
         near = " or ".join(str(n) for n in below + above)
-        raise ValueError(f"runtime.micro_batch={micro_batch} does not divide batch_size={batch_size}: use {near}.")
+        whole = f"batch_size={batch_size}{each}"
+        raise ValueError(f"runtime.micro_batch={micro_batch} does not divide {whole}: use {near}.")
     return micro_batch
 
 
@@ -84,26 +89,30 @@ def arguments(
     at_once: int,
     autocast: bool,
     seed: int,
+    ranks: int = 1,
 ) -> Any:
     """The trainer's own config: what the user set, under what is ours to set.
 
     `at_once`: rows per forward pass. `autocast`: the weights are fp32 and the arithmetic bf16; weights that are bf16
     already need none.
     """
+    cpu = models.best_device() == "cpu"
     ours = {
         "output_dir": str(work / "checkpoints"),
         "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": batch_size // at_once,
+        "gradient_accumulation_steps": batch_size // at_once // ranks,
         "seed": seed,
         "bf16": autocast,
         "fp16": False,
-        "use_cpu": models.best_device() == "cpu",
+        "use_cpu": cpu,
         "report_to": "none",
         "disable_tqdm": True,
         "max_length": None,
     }
-    modest = {"save_total_limit": 2, "dataloader_pin_memory": False}
-    modest["per_device_eval_batch_size"] = at_once
+    modest = {"save_total_limit": 2, "dataloader_pin_memory": False, "per_device_eval_batch_size": at_once}
+    if ranks > 1:
+        modest |= {"ddp_find_unused_parameters": False}  # the search costs time, and every weight we train is used
+        ours |= several.joined(cpu, autocast)
     known = knobs.of(config.__name__)
     return config(**{**modest, **{name: knobs.cast(known[name], value) for name, value in args.items()}, **ours})
 
@@ -119,19 +128,28 @@ def fit(
 
     Raises InterruptedError after a step and a checkpoint when `stopping()` says so.
     """
-    split = f"{trainer.args.per_device_train_batch_size}x{trainer.args.gradient_accumulation_steps}"
-    _forget_other_split(work, f"{split}x{trainer.args.world_size}")
+    several.prepare(trainer)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(log, progress))
-    trainer.add_callback(_keeper(trainer, stopping))
+    trainer.add_callback(keeper := _keeper(trainer, stopping))
     with head_on_labels_only():
-        result = trainer.train(resume_from_checkpoint=last_complete(work / "checkpoints"))
-    if stopping():
+        result = trainer.train(resume_from_checkpoint=_begin(trainer, work))
+    if keeper.stopped or stopping():
         raise InterruptedError(f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}")
     if not trainer.state.global_step:
         raise ValueError("Not one optimizer step was taken: raise args.num_train_epochs or args.max_steps.")
     loss = _mean_loss(trainer.state.log_history)
-    return {"loss": result.training_loss if loss is None else loss, "steps": trainer.state.global_step}
+    return {"loss": several.mean(result.training_loss) if loss is None else loss, "steps": trainer.state.global_step}
+
+
+def _begin(trainer: Any, work: Path) -> str | None:
+    """The checkpoint to go on from. The first rank looks, since what it clears away the others must not see."""
+
+    def look() -> str | None:
+        forget_other_split(work, several.split(trainer))
+        return last_complete(work / "checkpoints", trainer.args.world_size)
+
+    return several.told(look)
 
 
 def _mean_loss(history: list[dict[str, float]]) -> float | None:
@@ -157,39 +175,6 @@ def head_on_labels_only() -> Iterator[None]:
         yield
     finally:
         utils._use_triton = before
-
-
-def _forget_other_split(work: Path, split: str) -> None:
-    """Another batch split is the same recipe, but a half-finished run is not resumed under it."""
-    mark = work / "split.txt"
-    if mark.exists() and mark.read_text() != split:
-        warnings.warn(f"Unfinished work used another batch split ({mark.read_text()}); it starts again.", stacklevel=2)
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-    mark.write_text(split)
-
-
-def last_complete(checkpoints: Path) -> str | None:
-    """The newest checkpoint that was written to its end. `trainer_state.json` is written last, so it must parse and
-    every safetensors file must be as long as its own header says."""
-    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    return next((str(place) for place in found if _is_complete(place)), None)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text())
-        weights = list(checkpoint.rglob("*.safetensors"))
-        return bool(weights) and all(_is_whole(place) for place in weights)
-    except (OSError, ValueError):
-        return False
-
-
-def _is_whole(place: Path) -> bool:
-    with open(place, "rb") as file:
-        head = int.from_bytes(file.read(8), "little")
-        tensors = json.loads(file.read(head))
-    end = max((item["data_offsets"][1] for name, item in tensors.items() if name != "__metadata__"), default=0)
-    return place.stat().st_size == 8 + head + end
 
 
 def _printer() -> type:
@@ -224,6 +209,7 @@ def _keeper(trainer: Any, stopping: Callable[[], bool]) -> Any:
     from transformers import TrainerCallback
 
     class Keeper(TrainerCallback):
+        stopped = False
         saved = began = time.monotonic()
         cost = 0.0  # seconds that the last checkpoint took
 
@@ -234,10 +220,11 @@ def _keeper(trainer: Any, stopping: Callable[[], bool]) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             state.num_input_tokens_seen = trainer._total_train_tokens  # a field that every checkpoint keeps
             self.began = time.monotonic()
-            if stopping():
-                control.should_training_stop = control.should_save = True
-            elif self.began - self.saved > max(_SAVE_EVERY, 20 * self.cost):
-                control.should_save = True
+            late = self.began - self.saved > max(_SAVE_EVERY, 20 * self.cost)
+            self.stopped, late = several.agreed([stopping(), late])
+            control.should_training_stop |= self.stopped
+            control.should_save |= self.stopped or late
+            control.should_log |= control.should_save  # what was counted since the last line is in no checkpoint
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.saved = time.monotonic()
@@ -247,6 +234,8 @@ def _keeper(trainer: Any, stopping: Callable[[], bool]) -> Any:
 
 
 def history(trainer: Any, notes: Path) -> None:
-    """The numbers of every logged step, and every knob's value in force, for whoever reads the notes."""
+    """The numbers of every logged step, every knob's value in force and what each rank read, for whoever reads the
+    notes. All ranks must come here."""
+    several.report(trainer, notes)
     (notes / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
     (notes / "arguments.json").write_text(json.dumps(trainer.args.to_sanitized_dict(), indent=1, default=str))

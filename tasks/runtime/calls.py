@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.runtime import devices, fingerprint, keys, processes
+from tasks.runtime import devices, durable, fingerprint, keys, processes, room
 from tasks.runtime.artifacts import Artifact
 from tasks.runtime.session import Drift, Isolation, Record, Session
 from tasks.runtime.store import Manifest
@@ -41,25 +41,29 @@ class Call:
 
     def perform(self, announce: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
         """The reference of the result, made or found; `announce` is told why it was a hit."""
+        with room.told(self.session.store.root):
+            return self._perform(announce)
+
+    def _perform(self, announce: Callable[[str], None]) -> dict[str, Any]:
         fields = keys.keyed_fields(self.config, self.session)
-        recipe = self._key("recipe", fields)
-        key = self._key("content", fields)
+        recipe = self.key("recipe", fields)
+        key = self.key("content", fields)
         found, note = self._hit(key)
         if found is None:
             with self.session.store.lock(key, self.stage.name):
                 found, note = self._hit(key)
                 if found is None:
-                    return self._record("made", self._attempt(recipe, key, fields), recipe, note)
+                    return self._record("made", self._made(recipe, key, fields), recipe, note)
         announce(f"hit {key[:12]} -> {found['digest'][:12]}{note}")
         if self.session.tracker:
             source = f"{found['digest'][:12]} from run {found['mlflow_run'] or 'none'}"
             self.session.tracker.tag(f"hit.{self.label}", source)
         return self._record("cached", found, recipe, note)
 
-    def _key(self, kind: str, fields: dict[str, Any]) -> str:
-        return keys.key_of(kind, self.stage.name, self.stage.version, fields, self._identities(kind))
+    def key(self, kind: str, fields: dict[str, Any]) -> str:
+        return keys.key_of(kind, self.stage.name, self.stage.version, fields, self.identities(kind))
 
-    def _identities(self, kind: str) -> dict[str, Any]:
+    def identities(self, kind: str) -> dict[str, Any]:
         """How the inputs enter a key, by the names of the body's parameters."""
 
         def of(value: Any) -> Any:
@@ -76,15 +80,15 @@ class Call:
 
     def _hit(self, key: str) -> tuple[Manifest | None, str]:
         """A usable manifest, and what to say of it."""
-        found = self.session.store.find(self.stage.name, key)
-        differs = "" if found is None else self._drift(found)
+        found = self.session.using("cached", self.label, lambda: self.session.store.find(self.stage.name, key))
+        differs = "" if found is None else self.drift(found)
         if not differs:
             return found, ""
         if self.session.config.drift is Drift.refuse:
             raise Drifted(f"{self.label}: {differs} since it was made. Use runtime.drift=warn to keep it, or =rerun.")
         return (None, "") if self.session.config.drift is Drift.rerun else (found, f" ({differs} since)")
 
-    def _drift(self, found: Manifest) -> str:
+    def drift(self, found: Manifest) -> str:
         code = fingerprint.of_stage(self.stage.body.__module__)
         differs = ["code changed"] if found["code"] != code.digest else []
         for name, version in code.libraries.items():
@@ -94,6 +98,19 @@ class Call:
         return ", ".join(differs)
 
     # Making
+
+    def _made(self, recipe: str, key: str, fields: dict[str, Any]) -> Manifest:
+        """Make it; after signal 9 once more, since a training goes on from its last complete checkpoint."""
+        try:
+            return self._attempt(recipe, key, fields)
+        except processes.ChildKilled as error:
+            say = "Killed, and tried once more (2 of 2) from what it had saved."
+            self.session.screen.say(f"{error}\n{self.label}: {say}")
+        try:
+            return self._attempt(recipe, key, fields)
+        except processes.ChildKilled as error:
+            say = "Killed again (2 of 2). Make room for it; the same command goes on from what it had saved."
+            raise processes.ChildKilled(f"{error}\n{self.label}: {say}") from None
 
     def _attempt(self, recipe: str, key: str, fields: dict[str, Any]) -> Manifest:
         """Make it, as one run of MLflow and one line on the screen."""
@@ -106,7 +123,8 @@ class Call:
             if attempt:
                 attempt.tag("error", f"{type(error).__name__}: {error}"[:4000])
                 attempt.end("FAILED" if isinstance(error, Exception) else "KILLED")
-            screen.done(f"  {self.label:<28} failed  {time.monotonic() - self.began:7.1f} s")
+            became = "failed" if isinstance(error, Exception) else "stopped"
+            screen.done(f"  {self.label:<28} {became} {time.monotonic() - self.began:7.1f} s")
             raise
         if attempt:
             attempt.log({f"result.{name}": value for name, value in manifest["metrics"].items()}, 0)
@@ -119,8 +137,8 @@ class Call:
         standing = store.manifest(self.stage.name, key) is not None  # damaged or drifted, since we are here
         work = self._workplace(key, code.digest)
         if attempt:
-            attempt.inputs([self._as_input(item) for item in self._flat_inputs()])
-        with store.draft() as draft:
+            attempt.inputs([self._as_input(item) for item in self.flat_inputs()])
+        with store.draft() as draft, room.told(store.root, draft, work):
             started, clock = time.time(), time.monotonic()
             metrics = self._execute(self._job(draft, work), lambda event: self._report(event, attempt))
             if attempt:
@@ -132,9 +150,9 @@ class Call:
                 "key": key,
                 "recipe": recipe,
                 "fields": fields,
-                "preimage": {"fields": fields, "inputs": self._identities("content")},
+                "preimage": {"fields": fields, "inputs": self.identities("content")},
                 "config": keys.plain(self.config),
-                "parents": [item.ref() for item in self._flat_inputs()],
+                "parents": [item.ref() for item in self.flat_inputs()],
                 "metrics": metrics,
                 "code": code.digest,
                 "libraries": code.libraries,
@@ -144,7 +162,9 @@ class Call:
                 "started": started,
                 "seconds": time.monotonic() - clock,
             }
-            return store.publish(draft, facts, replaces=standing)
+            sealed = self.session.using("made", self.label, lambda: store.publish(draft, facts, replaces=standing))
+            assert sealed is not None
+            return sealed
 
     def _workplace(self, key: str, code: str) -> Path:
         """The scratch folder of this key; what other code left there is ruled by `runtime.drift` like a hit."""
@@ -158,11 +178,11 @@ class Call:
                 work.mkdir()
             else:
                 self.session.screen.say(f"{self.label}: goes on with work that other code began ({work.name[:12]}).")
-        mark.write_text(code)
+        durable.write(mark, code)
         return work
 
     def _job(self, draft: Path, work: Path) -> processes.Job:
-        lineage = {m["key"]: m for item in self._flat_inputs() for m in self.session.store.lineage(item.ref())}
+        lineage = {m["key"]: m for item in self.flat_inputs() for m in self.session.store.lineage(item.ref())}
 
         def ref(value: Any) -> Any:
             return [ref(item) for item in value] if isinstance(value, list | tuple) else value and value.ref()
@@ -183,13 +203,21 @@ class Call:
         }
 
     def _execute(self, job: processes.Job, report: processes.Report) -> Metrics:
-        run = processes.execute_in_child if self._isolated() else processes.execute
-        return run(job, self.session.store, report, self.session.stop)
+        where, config = (self.session.store, report, self.session.stop), self.session.config
+        if self._isolated():
+            with devices.leased(self._ranks() if self.stage.device else 0, self.label, self.session.screen.say) as gpus:
+                return processes.execute_in_child(job, *where, self._ranks(), config.strategy, gpus)
+        return processes.execute(job, *where)
+
+    def _ranks(self) -> int:
+        return self.session.config.ranks if self.stage.ranks else 1
 
     def _isolated(self) -> bool:
+        if self._ranks() > 1:
+            return True
         if self.session.config.isolation is not Isolation.auto:
             return self.session.config.isolation is Isolation.process
-        native = self.stage.makes.native or any(item.native for item in self._flat_inputs())
+        native = self.stage.makes.native or any(item.native for item in self.flat_inputs())
         return native or (self.stage.device and bool(devices.gpus()))
 
     def _report(self, event: dict[str, Any], attempt: Any) -> None:
@@ -206,10 +234,10 @@ class Call:
         """The stage, its seat in the drawing where that has another name, and what it works on."""
         seat = self.session.seats.get(id(self.config), self.stage.name)
         name = self.stage.name if seat == self.stage.name else f"{self.stage.name} {seat}"
-        above = self._flat_inputs()
+        above = self.flat_inputs()
         return f"{name} of {above[0].stage}" if above else name
 
-    def _flat_inputs(self) -> list[Artifact]:
+    def flat_inputs(self) -> list[Artifact]:
         nested = [item if isinstance(item, list | tuple) else [item] for item in self.inputs]
         return [item for items in nested for item in items if item is not None]
 
@@ -220,7 +248,7 @@ class Call:
     def _record(self, state: str, manifest: Manifest, recipe: str, note: str) -> dict[str, Any]:
         """Tell it, and return the reference; its recipe is how we came here, whoever made these bytes first."""
         seconds = time.monotonic() - self.began
-        above = [item.stage for item in self._flat_inputs()]
+        above = [item.stage for item in self.flat_inputs()]
         seat = self.session.seats.get(id(self.config), self.stage.name)
         self.session.records.append(Record(self.stage.name, seat, above, state, seconds, manifest, note))
         self.session.screen.done(f"  {self.label:<28} {state:<7} {seconds:7.1f} s  {headline(manifest)}{note}")

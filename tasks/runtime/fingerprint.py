@@ -63,7 +63,7 @@ def of_stage(module: str, ours: str = "tasks.llm") -> Code:
             elif not _within(owner, "tasks") and owner.split(".")[0] not in sys.stdlib_module_names:
                 libraries.add(owner.split(".")[0])
     text = "\n".join(f"{owner}:{name}\n{code}" for (owner, name), code in sorted(reached.items()))
-    return Code(hashlib.sha256(text.encode()).hexdigest(), _versions(libraries))
+    return Code(hashlib.sha256(text.encode()).hexdigest(), versions(libraries))
 
 
 def _within(module: str, package: str) -> bool:
@@ -151,6 +151,8 @@ class _Plain(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
+        for call in (decorator for decorator in node.decorator_list if isinstance(decorator, ast.Call)):
+            call.keywords = [word for word in call.keywords if word.arg != "needs"]  # an estimate makes nothing
         return self.generic_visit(node)
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
@@ -162,7 +164,8 @@ class _Plain(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _versions(libraries: set[str]) -> dict[str, str]:
+def versions(libraries: set[str]) -> dict[str, str]:
+    """The installed version of each, as far as it is installed."""
     found = {}
     for library in sorted(libraries):
         try:

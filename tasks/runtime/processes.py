@@ -1,7 +1,8 @@
-"""One body, two places to run it: this process, or a child of its own that can be killed as a group.
+"""One body, two places to run it: this process, or children of its own that can be killed as a group.
 
-A job is JSON: the stage, its config, its inputs as references, the folders it may write. The child appends events
-(metrics, progress) to a file that the parent follows, and leaves its result as JSON (child.py).
+A job is JSON: the stage, its config, its inputs as references, the folders it may write. The child, of
+several ranks the first, appends events (metrics, progress) to a file that the parent follows, and leaves its result as
+JSON (child.py).
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import keys
+from tasks.runtime import keys, ranks
 from tasks.runtime.stopping import Stop
 from tasks.runtime.store import Store
 
@@ -31,6 +29,10 @@ Job = dict[str, Any]
 
 class ChildFailed(RuntimeError):
     """A stage's child process ended without a result."""
+
+
+class ChildKilled(ChildFailed):
+    """The kernel, or a person, ended it by signal 9: what it had saved is good to go on from."""
 
 
 @dataclass
@@ -51,9 +53,13 @@ class Run:
     """Every ancestor stage: `{"stage", "recipe", "digest", "config"}`, nearest last."""
     micro_batch: int = 0
     """Rows per forward pass, 0 for the stage's own choice; never part of a key."""
+    rank: int = 0
+    """Which of several processes that run this body together this one is. Only the first one's `out` is kept."""
+    ranks: int = 1
+    """How many run it together; never part of a key."""
 
 
-def execute(job: Job, store: Store, report: Report, stop: Stop) -> dict[str, float]:
+def execute(job: Job, store: Store, report: Report, stop: Stop, rank: int = 0) -> dict[str, float]:
     """Run a stage's body here and return its metrics. Raises Stopped when it was asked to stop."""
     module = importlib.import_module(job["module"])
     body = getattr(module, job["name"]).body
@@ -65,6 +71,8 @@ def execute(job: Job, store: Store, report: Report, stop: Stop) -> dict[str, flo
         stopping=stop.stopping,
         lineage=job["lineage"],
         micro_batch=job["micro_batch"],
+        rank=rank,
+        ranks=job.get("ranks", 1),
     )
     config = keys.restore(getattr(module, job["name"]).config, job["config"])
     with stop.body():
@@ -79,40 +87,31 @@ def _local(value: Any, store: Store) -> Any:
     return store.localise(value) if value else None
 
 
-def execute_in_child(job: Job, store: Store, report: Report, stop: Stop) -> dict[str, float]:
-    """Run a stage's body in a process group of its own; it dies with us. Its log stays in `work` when it fails."""
+def execute_in_child(
+    job: Job,
+    store: Store,
+    report: Report,
+    stop: Stop,
+    count: int = 1,
+    strategy: ranks.Strategy = ranks.Strategy.ddp,
+    environment: dict[str, str] | None = None,
+) -> dict[str, float]:
+    """Run a stage's body in a process group of its own, or as `count` ranks with one each; they die with us, and one
+    that fails takes the others along. Their logs stay in `work` when it fails."""
     folder = Path(job["work"]) / "job"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in ("events.jsonl", "result.json"):
-        (folder / old).unlink(missing_ok=True)
+    for old in (folder / "events.jsonl", *folder.glob("result*.json")):
+        old.unlink(missing_ok=True)
     ours: Job = {"root": str(store.root), "parent": os.getpid(), "attempt": uuid.uuid4().hex, "grace": stop.grace}
-    (folder / "job.json").write_text(json.dumps({**job, **ours}))
+    (folder / "job.json").write_text(json.dumps({**job, **ours, "ranks": count}))
     (folder / "events.jsonl").touch()
-    command = [sys.executable, "-m", "tasks.runtime.child", str(folder / "job.json")]
-    log = folder / "child.log"
-    with open(log, "w") as output, open(folder / "events.jsonl") as events:
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            with stop.body(), stop.ending(child.pid):
-                _wait(child, lambda: _follow(events, report), stop)
-        finally:
-            _end_group(child, grace=0.0 if stop.asked else 5.0)
-    metrics = _result(folder / "result.json", ours["attempt"], child.returncode, log, job["name"])
-    shutil.copyfile(log, Path(job["notes"]) / log.name)
+    starting = ranks.started(folder, count, strategy, stop, environment or {})
+    with open(folder / "events.jsonl") as events, stop.body(), starting as team:
+        last = ranks.wait(team, lambda: _follow(events, report), stop)
+    metrics = _result(last, ours["attempt"], job["name"])
+    for rank in team:
+        shutil.copyfile(rank.log, Path(job["notes"]) / rank.log.name)
     return metrics
-
-
-def _wait(child: subprocess.Popen[bytes], follow: Callable[[], None], stop: Stop) -> None:
-    told = False
-    while child.poll() is None:
-        follow()
-        if stop.stopping() and not told:
-            child.terminate()
-            told = True
-        time.sleep(0.05)
-    follow()
-    if stop.asked:
-        stop.now()
 
 
 def _follow(events: Any, report: Report) -> None:
@@ -125,25 +124,19 @@ def _follow(events: Any, report: Report) -> None:
         report(json.loads(line))
 
 
-def _end_group(child: subprocess.Popen[bytes], grace: float) -> None:
-    """Also when the child is dead already: what it started (data loader workers) may still be there."""
-    for sign in (signal.SIGTERM, signal.SIGKILL) if grace else (signal.SIGKILL,):
-        try:
-            os.killpg(child.pid, sign)
-            child.wait(grace)
-        except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-            continue
-
-
-def _result(place: Path, attempt: str, code: int, log: Path, stage: str) -> dict[str, float]:
-    result = json.loads(place.read_text()) if place.exists() else {}
+def _result(rank: ranks.Rank, attempt: str, stage: str) -> dict[str, float]:
+    result = json.loads(rank.result.read_text()) if rank.result.exists() else {}
+    code, several = rank.process.returncode, rank.of > 1
     if result.get("attempt") == attempt:  # not one that a child of a killed run left behind
-        if "metrics" in result:
+        if "metrics" in result and (code == 0 or not several):
             return dict(result["metrics"])
-        if result["transient"]:
+        if result.get("transient"):
             raise ConnectionError(result["error"])
-        raise ChildFailed(f"{stage}: {result['error']} (log: {log})")
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    killed = code == -signal.SIGKILL
-    hint = " Signal 9 usually means memory ran out: lower the batch size or the length." if killed else ""
-    raise ChildFailed(f"{stage}: its process ended with code {code} and left no result.{hint}\n{tail}")
+        if "error" in result:
+            raise ChildFailed(f"{stage}: {rank.name + ': ' if several else ''}{result['error']} (log: {rank.log})")
+    tail = "\n".join(rank.log.read_text(errors="replace").splitlines()[-15:])
+    words = f"{stage}: {rank.name} ended with code {code} and left no result."
+    if code == -signal.SIGKILL:
+        hint = "Signal 9 usually means memory ran out: lower the batch size or the length."
+        raise ChildKilled(f"{words} {hint}\n{tail}")
+    raise ChildFailed(f"{words}\n{tail}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -11,11 +11,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.runtime import keys
+from tasks.runtime import keys, ranks
 from tasks.runtime.progress import Screen
+from tasks.runtime.ranks import Strategy
 from tasks.runtime.stopping import Stop
 from tasks.runtime.store import Manifest, Store
 from tasks.runtime.tracking import Tracker
+from tasks.runtime.uses import Uses
 
 _LEAST_ROOM = 3e9
 """Bytes of free disk under which a run is not begun: the bundled road leaves 1.3 GB and takes 1 GB more for scratch."""
@@ -51,6 +53,10 @@ class RuntimeConfig:
     """Ask again what moving names mean (the branch `main` on a hub) instead of reusing the recorded answer."""
     micro_batch: int = 0
     """Rows per forward pass (0: the stage's choice). Lower it when memory runs out; results keep their recipe."""
+    ranks: int = 1
+    """Processes that train one model together, where a stage can; results keep their recipe. More: runtime=ranks."""
+    strategy: Strategy = Strategy.ddp
+    """How they do: ddp (each holds the whole optimizer) or zero2 (DeepSpeed shares it and the gradients out)."""
     grace: float = 5.0
     """Seconds a training may take to reach its next step and save when it is asked to stop: SIGTERM, Ctrl-C, Cancel."""
     retries: int = 3
@@ -61,6 +67,9 @@ class RuntimeConfig:
     def problems(self) -> Iterator[str]:
         if self.micro_batch < 0:
             yield f"micro_batch is {self.micro_batch}; give 0 (the stage's choice) or a positive number."
+        yield from ranks.problems(self.ranks, self.strategy)
+        if self.ranks > 1 and self.isolation is Isolation.none:
+            yield "isolation=none keeps every stage in this process, and several ranks are several: leave it out."
         place = next(p for p in (Path(self.root).resolve(), *Path(self.root).resolve().parents) if p.exists())
         room = shutil.disk_usage(place).free
         if room < _LEAST_ROOM:
@@ -101,6 +110,8 @@ class Session:
     """Config object -> its name in the drawing, so that two preprocess calls can be told apart."""
     records: list[Record] = field(default_factory=list)
     stop: Stop = field(default_factory=Stop)
+    uses: Uses | None = None
+    """The list of what this run found and made: a clean-up leaves it alone."""
     plan: Planner | None = None
     """Where a plan is drawn, a stage call is noted instead of made."""
     meant: dict[str, str] = field(default_factory=dict)
@@ -114,6 +125,10 @@ class Session:
             self.meant[moving.name] = self.store.resolve(moving, refresh=self.config.refresh)
         return self.meant[moving.name]
 
+    def using(self, state: str, call: str, look: Callable[[], Manifest | None]) -> Manifest | None:
+        """What `look` finds or seals in the store, safe from a clean-up from then on."""
+        return self.uses.noted(state, call, look) if self.uses else look()
+
 
 _current: ContextVar[Session | None] = ContextVar("session", default=None)
 
@@ -126,14 +141,16 @@ def current() -> Session:
 
 
 @contextmanager
-def session(config: RuntimeConfig, tracker: Tracker | None = None, seats: Any = None) -> Iterator[Session]:
-    """Open the store under `config.root` for the stages called within."""
+def session(
+    config: RuntimeConfig, tracker: Tracker | None = None, seats: Any = None, name: str = ""
+) -> Iterator[Session]:
+    """Open the store under `config.root` for the stages called within, as the run of this name."""
     screen = Screen()
     store = Store(Path(config.root) / "store", say=screen.say)
     opened = Session(config, store, screen, tracker, seats or {}, stop=Stop(config.grace, screen.say))
     token = _current.set(opened)
     try:
-        with screen, opened.stop.listening():
+        with screen, opened.stop.listening(), Uses(store.root, name).kept() as opened.uses:
             yield opened
     finally:
         _current.reset(token)

@@ -21,6 +21,9 @@ from tasks.runtime.session import current
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Artifact)
+Needs = Callable[..., tuple[float, str]]
+"""`needs(cfg, inputs, precision=, micro_batch=, ranks=, gpu=)`: bytes of memory at the peak and a word on what the
+figure rests on; `inputs` are `plan.Foreseen` by name. Raises LookupError where it cannot be told, saying why."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Stage(Generic[P, A]):
     body: Callable[..., Metrics]
     config: type
     device: bool
+    ranks: bool
+    needs: Needs | None = None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> A:
         bound = inspect.signature(self.body).bind(None, *args, **kwargs)
@@ -49,12 +54,14 @@ class Stage(Generic[P, A]):
 
 
 def stage(
-    makes: type[A], version: str, device: bool = False
+    makes: type[A], version: str, device: bool = False, ranks: bool = False, needs: Needs | None = None
 ) -> Callable[[Callable[Concatenate[Run, P], Metrics]], Stage[P, A]]:
-    """Make a stage of a body. Raise `version` when its results change meaning. `device`: it computes on a GPU."""
+    """Make a stage of a body. Raise `version` when its results change meaning. `device`: it computes on a GPU.
+    `ranks`: several processes may run the body together, as `runtime.ranks` says. `needs`: tells a plan how much memory
+    it takes; no part of the code that makes a result."""
 
     def decorate(body: Callable[Concatenate[Run, P], Metrics]) -> Stage[P, A]:
         config = list(typing.get_type_hints(body).values())[1]
-        return Stage(body.__name__, version, makes, body, config, device)
+        return Stage(body.__name__, version, makes, body, config, device, ranks, needs)
 
     return decorate

@@ -6,6 +6,8 @@ manifests/<stage>/<key>   the seal, written last: pre-image of the key, parents,
 history/<stage>/          manifests that were replaced
 work/<stage>/<key>/       checkpoints of unfinished work; gone once its key is published
 names.json                what moving names meant when they were asked
+pins.json                 what nobody wants to see go (pins.py)
+runs/<name>.jsonl, door   what each run uses, so that no clean-up takes it away (uses.py)
 """
 
 from __future__ import annotations
@@ -14,17 +16,16 @@ import fnmatch
 import json
 import os
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from tasks.runtime import keys
+from tasks.runtime import durable, keys, locks, uses
 from tasks.runtime.artifacts import Artifact, kind_named
 from tasks.runtime.hashes import Hashes
 
@@ -39,25 +40,29 @@ class Store:
         self.say = say
         self._told: dict[str, str] = {}
         for room in ("objects", "manifests", "notes", "history", "work", "locks", "tmp"):
-            (self.root / room).mkdir(parents=True, exist_ok=True)
-        self.hashes = Hashes(self.root / "hashes")
+            durable.made(self.root / room)
+        with uses.door(self.root):
+            for draft in (self.root / "tmp").glob("[!.]*"):
+                if not uses.is_held(draft):  # of a process that was killed
+                    shutil.rmtree(draft, ignore_errors=True)
+        self.hashes = Hashes(self.root / "hashes", say)
 
     # Looking
 
     def manifest(self, stage: str, key: str) -> Manifest | None:
         """The seal of a key as it is written, whatever became of the files."""
         try:
-            found: Manifest = json.loads(self._manifest_path(stage, key).read_text())
+            found = json.loads(self._manifest_path(stage, key).read_text())
         except (FileNotFoundError, ValueError):  # a broken file is no seal
             return None
-        return found
+        return found if isinstance(found, dict) and {"digest", "files"} <= found.keys() else None
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The seal of a key whose files are all there and unaltered; what is missing or altered is said aloud."""
         manifest = self.manifest(stage, key)
-        if manifest is None:
+        if manifest is None and not self._manifest_path(stage, key).exists():
             return None
-        damage = self.damage(manifest)
+        damage = self.damage(manifest) if manifest else f"the manifest of {key[:12]} cannot be read"
         if damage:
             if self._told.get(key) != damage:  # a stage looks twice: before and after it has the lock
                 self.say(f"{stage}: {damage}; it is made again.")
@@ -76,7 +81,11 @@ class Store:
             return f"files of {short} were added or removed"
         for name, sealed in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != sealed["size"] or self.hashes.of(path, sealed=True) != sealed["sha256"]:
+            try:
+                whole = path.stat().st_size == sealed["size"] and self.hashes.of(path, sealed=True) == sealed["sha256"]
+            except FileNotFoundError:  # taken away by another process at this moment
+                whole = False
+            if not whole:
                 return f"{name} of {short} was altered"
         return ""
 
@@ -120,17 +129,22 @@ class Store:
     # Making
 
     def workplace(self, stage: str, key: str) -> Path:
-        return _made(self.root / "work" / stage / key)
+        return durable.made(self.root / "work" / stage / key)
 
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """An empty folder with `content/` and `notes/`, gone afterwards unless published."""
-        folder = self.root / "tmp" / uuid.uuid4().hex
-        _made(folder / "content"), _made(folder / "notes")
+        room, name = self.root / "tmp", uuid.uuid4().hex
+        with uses.door(self.root):
+            for part in ("content", "notes"):
+                (room / f".{name}" / part).mkdir(parents=True)
+            ours = uses.hold(room / f".{name}")
+            folder = (room / f".{name}").rename(room / name)  # held before it has a name that others look at
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(ours)
 
     def publish(self, draft: Path, facts: Manifest, replaces: bool = False) -> Manifest:
         """Seal a draft: the tree complete first, its manifest last.
@@ -151,76 +165,75 @@ class Store:
             "notes": str(Path("notes") / facts["stage"] / attempt),
             "noted": {name: self._seal(draft / "notes" / name) for name in sorted(_files(draft / "notes"))},
         }
-        self._keep_tree(draft / "content", manifest)
-        _move(draft / "notes", self.root / manifest["notes"])
-        stands = self._write_manifest(manifest, replaces)
-        shutil.rmtree(self.root / "work" / facts["stage"] / facts["key"], ignore_errors=True)
+        self._keep_tree(draft, manifest)
+        durable.move(draft / "notes", self.root / manifest["notes"])
+        stands = self._write_manifest(draft, manifest, replaces)
+        with suppress(FileNotFoundError):  # in one rename, so that nobody goes on from half of it
+            os.rename(self.root / "work" / facts["stage"] / facts["key"], draft / "work")
         return stands
 
-    def _keep_tree(self, content: Path, manifest: Manifest) -> None:
+    def _keep_tree(self, draft: Path, manifest: Manifest) -> None:
         folder = self.root / "objects" / manifest["digest"]
         if folder.exists() and self.damage(manifest):
-            _move(folder, self.root / "tmp" / uuid.uuid4().hex)  # aside, so that ours can take its place
+            durable.move(folder, draft / "damaged")  # aside, so that ours can take its place
         if not folder.exists():
             try:
-                _move(content, folder)
+                durable.move(draft / "content", folder)
             except OSError:
                 if not folder.exists():
                     raise  # otherwise another writer of the same bytes was first
         for name in manifest["files"]:
             self.hashes.of(folder / name, sealed=True)
 
-    def _write_manifest(self, manifest: Manifest, replaces: bool) -> Manifest:
-        place = self._manifest_path(manifest["stage"], manifest["key"])
-        _made(place.parent)
-        draft = self.root / "tmp" / f"{uuid.uuid4().hex}.json"
-        draft.write_text(json.dumps(manifest, indent=1))
-        _sync(draft)
-        try:
-            if replaces and place.exists():
-                self._to_history(place)
-                os.replace(draft, place)
-            else:
-                try:
-                    os.link(draft, place)
-                except FileExistsError:
-                    first = self.find(manifest["stage"], manifest["key"])
-                    if first is not None:
-                        return first
-                    self._to_history(place)
-                    os.replace(draft, place)
-            _sync(place.parent)
-        finally:
-            draft.unlink(missing_ok=True)
+    def _write_manifest(self, draft: Path, manifest: Manifest, replaces: bool) -> Manifest:
+        place, ours = self._manifest_path(manifest["stage"], manifest["key"]), draft / "manifest.json"
+        durable.made(place.parent)
+        ours.write_text(json.dumps(manifest, indent=1))
+        durable.sync(ours)
+        if not replaces:
+            with suppress(FileExistsError):
+                os.link(ours, place)
+                durable.sync(place.parent)
+                return manifest
+            first = self.find(manifest["stage"], manifest["key"])
+            if first is not None:
+                return first
+        if self.manifest(manifest["stage"], manifest["key"]):
+            kept = durable.made(self.root / "history" / place.parent.name)
+            os.link(place, kept / f"{place.stem}.{time.time_ns()}.json")
+            durable.sync(kept)
+        os.replace(ours, place)
+        durable.sync(place.parent)
         return manifest
 
-    def _to_history(self, place: Path) -> None:
-        folder = _made(self.root / "history" / place.parent.name)
-        os.link(place, folder / f"{place.stem}.{time.time_ns()}.json")
-
     def _seal(self, path: Path) -> dict[str, Any]:
-        _sync(path)
+        durable.sync(path)
         path.chmod(0o444)
         return {"size": path.stat().st_size, "sha256": self.hashes.of(path)}
 
     def _fetch_part(self, ref: dict[str, Any]) -> Path:
         """A folder with the files of a part alone, linked from the whole, under the part's own digest."""
         folder = self.root / "objects" / ref["digest"]
-        if folder.is_dir():
-            there = {name: {"sha256": self.hashes.of(folder / name, sealed=True)} for name in _files(folder)}
-            if _digest(there) == ref["digest"]:
-                return folder
-            _move(folder, self.root / "tmp" / uuid.uuid4().hex)  # damaged: taken anew from the whole
+        if folder.is_dir() and self._digest_of(folder) == ref["digest"]:
+            return folder
         whole = self.fetch({**ref, "digest": ref["whole"], "whole": ""})
-        draft = _made(self.root / "tmp" / uuid.uuid4().hex)
-        for name in _only(dict.fromkeys(_files(whole)), kind_named(ref["kind"]).globs):
-            _made((draft / name).parent)
-            os.link(whole / name, draft / name)
-        try:
-            _move(draft, folder)
-        except OSError:
-            shutil.rmtree(draft)  # another process was first
+        with self.draft() as draft:
+            for name in _only(dict.fromkeys(_files(whole)), kind_named(ref["kind"]).globs):
+                durable.made((draft / "content" / name).parent)
+                os.link(whole / name, draft / "content" / name)
+            if self._digest_of(draft / "content") != ref["digest"]:
+                raise RuntimeError(f"{whole} was altered after this run had found it. Run the command again.")
+            if folder.is_dir():  # damaged
+                durable.move(folder, draft / "damaged")
+            try:
+                durable.move(draft / "content", folder)
+            except OSError:
+                if not folder.exists():
+                    raise  # otherwise another process was first
         return folder
+
+    def _digest_of(self, folder: Path) -> str:
+        return _digest({name: {"sha256": self.hashes.of(folder / name, sealed=True)} for name in _files(folder)})
 
     def _manifest_path(self, stage: str, key: str) -> Path:
         return self.root / "manifests" / stage / f"{key}.json"
@@ -234,31 +247,22 @@ class Store:
         """What a moving name means: asked once, recorded, and reused until a refresh."""
         place = self.root / "names.json"
         with FileLock(f"{place}.lock"):
-            names = json.loads(place.read_text()) if place.exists() else {}
+            names = self._names(place)
             if refresh or moving.name not in names:
                 names[moving.name] = {"means": moving.ask(), "asked": time.time()}
-                draft = place.with_suffix(".tmp")
-                draft.write_text(json.dumps(names, indent=1, sort_keys=True))
-                os.replace(draft, place)
+                durable.write(place, json.dumps(names, indent=1, sort_keys=True))
         return str(names[moving.name]["means"])
 
-    @contextmanager
-    def lock(self, key: str, what: str) -> Iterator[None]:
-        """One worker per key. The kernel frees the lock at death, so a killed worker blocks nobody."""
-        place = self.root / "locks" / key
-        holder = place.with_suffix(".holder")
-        lock = FileLock(place)
+    def _names(self, place: Path) -> dict[str, Any]:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = holder.read_text() if holder.exists() else "another process"
-            self.say(f"{what}: {who} is at the same work; waiting for its result.")
-            lock.acquire()
-        try:
-            holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-            yield
-        finally:
-            lock.release()
+            names = json.loads(place.read_text()) if place.exists() else {}
+            return {name: {"means": str(told["means"]), "asked": told["asked"]} for name, told in names.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.say(f"{place} cannot be read: what moving names mean is asked again.")
+            return {}
+
+    def lock(self, key: str, what: str) -> AbstractContextManager[None]:
+        return locks.alone(self.root / "locks" / key, what, self.say)
 
 
 def _files(folder: Path) -> list[str]:
@@ -271,25 +275,3 @@ def _only(files: dict[str, Any], globs: tuple[str, ...]) -> dict[str, Any]:
 
 def _digest(files: dict[str, Any]) -> str:
     return keys.digest([[name, sealed["sha256"]] for name, sealed in sorted(files.items())])
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _move(folder: Path, to: Path) -> None:
-    """Rename a whole tree into place; what stands there already is never overwritten."""
-    _made(to.parent)
-    for below in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
-        _sync(below)
-    os.rename(folder, to)
-    _sync(to.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tasks.runtime import keys
+from tasks.runtime.signs import Sign, left
 
 EXPERIMENT = "posttrain"
 _EVERY = 2.0
@@ -40,6 +43,9 @@ class Tracker:
         else:
             self.experiment = experiment.experiment_id
         self.unheard = False
+        kind = keys.digest(self.uri)[:8]
+        self._close_left(root / "alive", kind)
+        self._sign = Sign(root / "alive", kind)
         self.parent = self._open(name, tags)
 
     def send(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, Any]:
@@ -53,8 +59,27 @@ class Tracker:
             return False, None
 
     def _open(self, name: str, tags: dict[str, str]) -> str:
-        run = self.client.create_run(self.experiment, run_name=name, tags=tags)
+        run = self.client.create_run(self.experiment, run_name=name, tags={**tags, "alive": self._sign.name})
         return str(run.info.run_id)
+
+    def _close_left(self, folder: Path, kind: str) -> None:
+        """End the runs whose process was killed under this root: nobody else would. Asks only if there are any."""
+        for place in left(folder, kind):
+            with suppress(FileNotFoundError):  # another run closes them at this moment
+                self._close(place.name, place.read_text() or "KILLED")
+                if not self.unheard:
+                    place.unlink()
+
+    def _close(self, sign: str, status: str) -> None:
+        ours = f"tags.alive = '{sign}' and attributes.status = 'RUNNING'"
+        found = self.send(self.client.search_runs, [self.experiment], ours)[1] or []
+        for run in found:  # children come before their parent: the newest first
+            if status == "KILLED":
+                self.send(self.client.set_tag, run.info.run_id, "crashed", "its process was gone at a later start")
+            self.send(self.client.set_terminated, run.info.run_id, status)
+        if found and status == "KILLED":
+            gone = f"{found[-1].info.run_name} was left open by a process that is gone"
+            print(f"MLflow: {gone}; closed as crashed.", file=sys.stderr)
 
     def child(self, stage: str, params: dict[str, Any], tags: dict[str, str]) -> Attempt:
         _, run = self.send(self._open, stage, {"mlflow.parentRunId": self.parent, "stage": stage, **tags})
@@ -92,7 +117,8 @@ class Tracker:
         self.send(self.client.log_artifact, self.parent, str(path))
 
     def end(self, status: str) -> None:
-        self.send(self.client.set_terminated, self.parent, status)
+        heard, _ = self.send(self.client.set_terminated, self.parent, status)
+        self._sign.down("" if heard else status)
 
     def register(self, name: str, artifact: dict[str, str], source: Path, run_id: str) -> str:
         """A pointer (path and digest) in the model registry, once per digest; the version, empty when unheard."""

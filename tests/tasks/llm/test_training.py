@@ -23,6 +23,16 @@ def test_a_batch_is_split_evenly(batch_size: int, micro_batch: int, at_once: int
     assert training.rows_at_once(batch_size, micro_batch) == at_once
 
 
+@pytest.mark.parametrize(("batch_size", "ranks", "at_once"), [(8, 2, 4), (16, 2, 4), (12, 2, 3), (6, 3, 2), (2, 2, 1)])
+def test_each_rank_takes_its_share_of_a_batch(batch_size: int, ranks: int, at_once: int) -> None:
+    assert training.rows_at_once(batch_size, 0, ranks=ranks) == at_once
+
+
+def test_a_batch_that_ranks_cannot_share_names_the_nearest_that_they_can() -> None:
+    with pytest.raises(ValueError, match=r"use runtime.ranks=3, or batch_size=12 \(another recipe\)"):
+        training.rows_at_once(9, 0, ranks=4)
+
+
 def test_a_pair_counts_as_two_sequences() -> None:
     assert training.rows_at_once(8, 0, sequences_per_row=2) == 2
 

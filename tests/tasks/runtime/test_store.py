@@ -92,14 +92,15 @@ def test_a_touched_but_unaltered_file_is_still_a_hit(store: Store, said: list[st
     assert store.find("toy", "k1") == made and said == []
 
 
-def test_a_broken_manifest_is_a_miss_and_is_replaced(store: Store) -> None:
+@pytest.mark.parametrize("rubbish", [b'{"stage": "to', b"\xff\xfe\x00", b"", bytes(512)])
+def test_a_broken_manifest_is_a_miss_said_aloud_and_is_replaced(store: Store, said: list[str], rubbish: bytes) -> None:
     publish(store, WEIGHTS)
-    place = store.root / "manifests" / "toy" / "k1.json"
-    for rubbish in (b'{"stage": "to', b"\xff\xfe\x00"):
-        place.write_bytes(rubbish)
-        assert store.find("toy", "k1") is None
-        made = publish(store, WEIGHTS)
-        assert store.find("toy", "k1") == made
+    (store.root / "manifests" / "toy" / "k1.json").write_bytes(rubbish)
+    assert store.find("toy", "k1") is None
+    assert said == ["toy: the manifest of k1 cannot be read; it is made again."]
+    made = publish(store, WEIGHTS)
+    assert store.find("toy", "k1") == made
+    assert not list((store.root / "history").rglob("*.json"))  # rubbish is not kept
 
 
 # What publishing does
@@ -161,10 +162,10 @@ def test_a_manifest_is_written_when_everything_it_names_is_there(store: Store, m
     complete: list[bool] = []
     write = store._write_manifest
 
-    def look(manifest: Manifest, replaces: bool) -> Manifest:
+    def look(draft: Path, manifest: Manifest, replaces: bool) -> Manifest:
         noted = all((store.root / manifest["notes"] / name).exists() for name in manifest["noted"])
         complete.append(noted and not store.damage(manifest))
-        return write(manifest, replaces)
+        return write(draft, manifest, replaces)
 
     monkeypatch.setattr(store, "_write_manifest", look)
     publish(store, WEIGHTS)
