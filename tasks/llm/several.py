@@ -1,7 +1,8 @@
 """Several processes that train one model: how they join, how they agree, and which rows each of them read.
 
 A process is one of several where torch's RANK and WORLD_SIZE and, for DeepSpeed's ZeRO-2, accelerate's
-ACCELERATE_USE_DEEPSPEED are in its environment: who starts them sets these, as torchrun and accelerate do.
+ACCELERATE_USE_DEEPSPEED are in its environment: who starts them sets these, as torchrun and accelerate do. Their rows
+are disjoint; where those of an epoch do not come out even, accelerate fills its last step with some from its beginning.
 """
 
 from __future__ import annotations
