@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup core dev python
+.PHONY: help run test lint bench setup core dev python
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ run: core ## set up, then the whole road with a small model, to a GGUF (ARGS: co
 
 test: dev ## set up, then run the tests (ARGS: pytest's arguments)
 	@.venv/bin/python -m pytest $(ARGS)
+
+bench: dev ## set up, then measure the pipeline itself: a sweep, a cached run, a plan, 200 kills (about 35 minutes)
+	@.venv/bin/python -m tests.bench
 
 lint: dev ## set up, then ruff and mypy
 	@.venv/bin/ruff check .

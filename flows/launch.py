@@ -19,17 +19,18 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
-from flows import report
-from flows.compose import CONF, ConfigError, choices, compose
-from flows.server import prefect_server
+from flows import report, trials
+from flows.compose import ConfigError, choices, compose
+from flows.server import TEMPORARY, prefect_server
 from tasks.llm.training import rows_at_once
-from tasks.runtime import RuntimeConfig, keys, session
+from tasks.runtime import RuntimeConfig, keys, room, session
 from tasks.runtime.calls import git_state
 from tasks.runtime.session import Session
 from tasks.runtime.stopping import Stop, Stopped
@@ -43,12 +44,14 @@ class Road:
     """What every road has besides its stages."""
 
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    plan: bool = False
+    """Only say what would run and why, how long it would take, and how much memory and disk: nothing is started."""
 
     def problems(self) -> Iterator[str]:
         for name, stage in vars(self).items():
             if hasattr(stage, "args") and stage.batch_size > 0:
                 try:
-                    rows_at_once(stage.batch_size, self.runtime.micro_batch)
+                    rows_at_once(stage.batch_size, self.runtime.micro_batch, ranks=max(1, self.runtime.ranks))
                 except ValueError as error:
                     yield f"{name}: {error}"
 
@@ -62,17 +65,26 @@ def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> Non
         print(text(drawing, schema))
         return
     if any(word.startswith("-") for word in argv):
-        return _through_hydra(drawing, schema, argv)
-    sys.exit(_run(drawing, schema, argv, []))
+        from flows.sweeps import through_hydra
+
+        sys.exit(through_hydra(drawing, schema, argv))
+    sys.exit(run_once(drawing, schema, argv, []))
 
 
-def _run(drawing: Drawing, schema: type, overrides: list[str], search: list[str]) -> int:
+def run_once(drawing: Drawing, schema: type, overrides: list[str], search: list[str]) -> int:
+    """Compose, check and run; returns the exit code."""
     console = Console(stderr=True, highlight=False)
     try:
         config = compose(drawing.__name__, schema, overrides, search)  # before anything starts
     except ConfigError as error:
+        trials.failed(error)
         console.print(f"The config is wrong:\n{error}", markup=False, soft_wrap=True)
         return 2
+    if config.plan:
+        from flows.plan import show
+
+        show(drawing, config)
+        return 0
     try:
         with Stop(config.runtime.grace).listening(), prefect_server(config.runtime) as up:
             flow = front_door(drawing, schema)
@@ -81,7 +93,10 @@ def _run(drawing: Drawing, schema: type, overrides: list[str], search: list[str]
     except Stopped as stop:  # before its first stage, or after its last
         console.print(f"\n{stop}.")
         return stop.code
-    return _exit_code(state)
+    code = _exit_code(state)
+    if code == 1:
+        trials.failed(state.message)
+    return code
 
 
 def _exit_code(state: Any) -> int:
@@ -90,26 +105,6 @@ def _exit_code(state: Any) -> int:
     if state.is_completed():
         return 0
     return 3 if state.name == "VerdictFailed" else 1
-
-
-def _through_hydra(drawing: Drawing, schema: type, argv: list[str]) -> None:
-    """`--help`, `--cfg`, `--multirun`, `--config-dir` ...: Hydra's own command line, one flow run per job."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from flows.compose import register
-
-    register(drawing.__name__, schema)
-    codes: list[int] = []
-
-    def job(_: Any) -> None:
-        own = HydraConfig.get()
-        search = [s.path.removeprefix("file://") for s in own.runtime.config_sources if s.provider == "command-line"]
-        codes.append(_run(drawing, schema, list(own.overrides.task), search))
-
-    sys.argv = [sys.argv[0], *argv]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=drawing.__name__)(job)()
-    sys.exit(max(codes, default=0))
 
 
 def front_door(drawing: Drawing, schema: type) -> Any:
@@ -122,6 +117,11 @@ def front_door(drawing: Drawing, schema: type) -> Any:
     def run(**given: Any) -> Any:
         picked = [f"{seat}={given[_parameter(seat)]}" for seat in seats if given[_parameter(seat)] != seats[seat][0]]
         config = compose(drawing.__name__, schema, picked + given["overrides"], given["config_dirs"])
+        if config.plan:
+            from flows.plan import text
+
+            _tell_prefect(text(drawing, config))
+            return Completed(message="a plan: nothing was run")
         try:
             passed = travel(drawing, config, picked + given["overrides"])
         except Stopped as stop:
@@ -159,15 +159,18 @@ def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
     seats = {id(getattr(config, f.name)): f.name for f in dataclasses.fields(config)}
     tracker = None
     try:
-        tracker = Tracker(Path(runtime.root), folder.name, {"flow": drawing.__name__, "git": git_state()["commit"]})
+        tags = {"flow": drawing.__name__, "git": git_state()["commit"], **trials.joined(folder.name)}
+        tracker = Tracker(Path(runtime.root), folder.name, tags)
         tracker.asked(overrides)
-        with session(runtime, tracker, seats) as now:
+        with room.told(Path(runtime.root)), session(runtime, tracker, seats, folder.name) as now:
+            trials.opened(now)
             tracker.continues(_road_key(config, now))
             for place in written:
                 tracker.file(place)
             drawing(config)
             return _arrived(now, folder)
     except BaseException as error:
+        trials.failed(error)
         _failed(tracker, folder, error)
         raise
 
@@ -191,7 +194,9 @@ def _road_key(config: Any, now: Session) -> str:
 
 
 def _stages(config: Any) -> list[Any]:
-    return [f for f in dataclasses.fields(config) if f.name != "runtime" and getattr(config, f.name) is not None]
+    """The fields of a road that are a stage's config: the others say how to run it."""
+    found = (f for f in dataclasses.fields(config) if f.name != "runtime")
+    return [f for f in found if dataclasses.is_dataclass(getattr(config, f.name))]
 
 
 def _provenance(folder: Path, name: str, config: Any, overrides: list[str]) -> list[Path]:
@@ -210,13 +215,14 @@ def _provenance(folder: Path, name: str, config: Any, overrides: list[str]) -> l
 
 def _failed(tracker: Tracker | None, folder: Path, error: BaseException) -> None:
     place = folder / "error.txt"
-    place.write_text("".join(traceback.format_exception(error)))
+    with suppress(OSError):  # on a full disk the words on the screen are all there is
+        place.write_text("".join(traceback.format_exception(error)))
+    if tracker:
+        tracker.end("FAILED" if isinstance(error, Exception) else "KILLED")
     console = Console(stderr=True, highlight=False)
     said = str(error) or type(error).__name__
     console.print(f"\n{said}", markup=False, soft_wrap=True)
     console.print(f"  What is done is kept, and the next run goes on from it. Traceback: {place}", soft_wrap=True)
-    if tracker:
-        tracker.end("FAILED" if isinstance(error, Exception) else "KILLED")
 
 
 def _arrived(now: Session, folder: Path) -> bool:
@@ -256,7 +262,7 @@ def _where_to_look(now: Session, folder: Path) -> list[tuple[str, str]]:
     mlflow = mlflow if mlflow.startswith("http") else f"{quiet}{bin_ / 'mlflow'} ui --backend-store-uri {mlflow}"
     home = f"PREFECT_HOME={os.environ['PREFECT_HOME']} " if "PREFECT_HOME" in os.environ else ""
     home += "PREFECT_SERVER_ANALYTICS_ENABLED=false "
-    running = os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
+    running = "" if TEMPORARY in os.environ else os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
     prefect = running or f"{home}{bin_ / 'prefect'} server start"
     found = [*gguf, ("report", str(folder / "report.md")), ("MLflow UI", mlflow), ("Prefect UI", prefect)]
     return [*report.remarks(now), *found]

@@ -22,6 +22,9 @@ from tasks.runtime.child import die_with
 _PATIENCE = 120.0
 """Seconds a server may take to answer: an empty database is migrated first, on a machine that may be busy."""
 
+TEMPORARY = "POSTTRAIN_TEMPORARY_SERVER"
+"""Set while the server is ours: its address is of no use to anybody once we are done."""
+
 
 @contextmanager
 def prefect_server(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
@@ -50,12 +53,12 @@ def prefect_server(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-    os.environ["PREFECT_API_URL"] = url
+    os.environ |= {"PREFECT_API_URL": url, TEMPORARY: url}
     try:
         yield lambda: _wait(server, url, log)
     finally:
         send_what_waits()
-        del os.environ["PREFECT_API_URL"]
+        del os.environ["PREFECT_API_URL"], os.environ[TEMPORARY]
         server.terminate()
         try:
             server.wait(5)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import Comparison, Metrics, Run, stage
+from tasks.runtime import Comparison, Metrics, Run, free, stage
 
 
 @dataclass
@@ -41,15 +42,31 @@ class Gates:
     """Share of the candidate's answers that must end by the stop token, not by max_new_tokens."""
 
 
+class Direction(StrEnum):
+    """Whether higher or lower values of the objective are better; `auto`: loss lower, anything else higher."""
+
+    auto = "auto"
+    maximize = "maximize"
+    minimize = "minimize"
+
+
 @dataclass
 class CompareConfig:
     objective: str = "exact_match"
     """The metric that counts: exact_match, json_valid (higher is better) or loss (lower is better)."""
     gates: Gates = field(default_factory=Gates)
+    direction: Direction = free(Direction.auto)
+    """Which way of the objective a sweep calls better: auto (as the metric means it), maximize or minimize."""
 
     def problems(self) -> Iterator[str]:
         if self.objective not in OBJECTIVES:
             yield f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}."
+
+    @property
+    def maximize(self) -> bool:
+        if self.direction is Direction.auto:
+            return self.objective != "loss"
+        return self.direction is Direction.maximize
 
 
 OBJECTIVES = ("exact_match", "json_valid", "loss")

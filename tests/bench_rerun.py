@@ -1,6 +1,6 @@
 """How long a fully cached run takes, beside a floor that does as little as such a run can.
 
-    python -m tests.bench_rerun ROOT        ROOT: where the road was travelled before (runtime.root)
+    python -m tests.bench_rerun ROOT [overrides]        ROOT: where the road was travelled before (runtime.root)
 
 The floor imports the same libraries, opens a Prefect flow of as many empty tasks and one MLflow run. Both are timed as
 whole processes, in turn, with and without a running Prefect server; the ratio is that of the medians.
@@ -36,7 +36,7 @@ def floor():
     client.set_terminated(run.info.run_id)
 floor()
 """
-STAGES = 16
+STAGES = 17
 
 
 def seconds(command: list[str], env: dict[str, str]) -> float:
@@ -45,7 +45,7 @@ def seconds(command: list[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-def compare(name: str, root: Path, more: dict[str, str]) -> None:
+def compare(name: str, root: Path, overrides: list[str], more: dict[str, str]) -> None:
     env = {
         **os.environ,
         **servers.QUIET,
@@ -53,7 +53,7 @@ def compare(name: str, root: Path, more: dict[str, str]) -> None:
         "PREFECT_LOGGING_LEVEL": "ERROR",
         **more,
     }
-    road = [sys.executable, "-m", "flows.sft_then_dpo", f"runtime.root={root}"]
+    road = [sys.executable, "-m", "flows.sft_then_dpo", f"runtime.root={root}", *overrides]
     floor = [sys.executable, "-c", FLOOR.format(root=root, stages=STAGES)]
     seconds(floor, env)
     seconds(road, env)
@@ -62,11 +62,11 @@ def compare(name: str, root: Path, more: dict[str, str]) -> None:
     print(f"{name:<16} cached run {roads:6.1f} s   floor {floors:6.1f} s   ratio {roads / floors:.2f}")
 
 
-def main(root: Path) -> None:
-    compare("no server", root, {})
+def main(root: Path, overrides: list[str]) -> None:
+    compare("no server", root, overrides, {})
     with servers.prefect(root / "bench-server") as url:
-        compare("running server", root, {"PREFECT_API_URL": url})
+        compare("running server", root, overrides, {"PREFECT_API_URL": url})
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])

@@ -41,7 +41,7 @@ class Call:
 
     def perform(self, announce: Callable[[str], None] = lambda message: None) -> dict[str, Any]:
         """The reference of the result, made or found; `announce` is told why it was a hit."""
-        with room.told(self.session.store.root):
+        with room.told(self.session.store.root.parent):
             return self._perform(announce)
 
     def _perform(self, announce: Callable[[str], None]) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Call:
         work = self._workplace(key, code.digest)
         if attempt:
             attempt.inputs([self._as_input(item) for item in self.flat_inputs()])
-        with store.draft() as draft, room.told(store.root, draft, work):
+        with store.draft() as draft, room.told(store.root.parent, draft, work):
             started, clock = time.time(), time.monotonic()
             metrics = self._execute(self._job(draft, work), lambda event: self._report(event, attempt))
             if attempt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 
 _FULL = 1 << 20
 """Bytes of room below which any failure is put down to the disk: C++ writers and dead children do not say why."""
+_CLEAN_UP = "python -m flows.store gc --root"
 _SIGNS = ("No space left on device", "Disk quota exceeded", "database or disk is full")
 
 
@@ -20,7 +22,7 @@ class DiskFull(OSError):
 
 @contextmanager
 def told(root: Path, *written: Path) -> Iterator[None]:
-    """Raise DiskFull for what fails here for want of room. `written`: the folders that grew for it."""
+    """Raise DiskFull for what fails here for want of room. `root`: of all data; `written`: what grew for it."""
     try:
         yield
     except DiskFull:
@@ -29,7 +31,7 @@ def told(root: Path, *written: Path) -> Iterator[None]:
         place = _full_place(error, root)
         if place is None:
             raise
-        raise DiskFull(_sentence(place, sum(_size(folder) for folder in written), error)) from error
+        raise DiskFull(_sentence(place, root, sum(_size(folder) for folder in written), error)) from error
 
 
 def _full_place(error: Exception, root: Path) -> Path | None:
@@ -38,7 +40,7 @@ def _full_place(error: Exception, root: Path) -> Path | None:
         return root
     if not _says_so(error):
         return None
-    scratch = Path(os.environ.get("TMPDIR", "/tmp"))
+    scratch = Path(os.environ.get("TMPDIR") or "/tmp")
     return scratch if scratch.is_dir() and shutil.disk_usage(scratch).free < _FULL else root
 
 
@@ -53,15 +55,16 @@ def _says_so(error: BaseException | None) -> bool:
     return False
 
 
-def _sentence(place: Path, written: int, error: Exception) -> str:
+def _sentence(place: Path, root: Path, written: int, error: Exception) -> str:
     disk, entries = shutil.disk_usage(place), os.statvfs(place)
     left = f"{disk.free:,} of {disk.total:,} bytes are free"
     if entries.f_files and not entries.f_favail:
         left = f"it takes no more files, though {left}"
     need = f", and this work needs more than the {written:,} bytes it has written" if written else ""
+    said = (str(error) or type(error).__name__).splitlines()[0]
     return (
-        f"The disk of {place} is full: {left}{need}. Make room (python -m flows.store gc shows what can go) or "
-        f"choose another disk with runtime.root=/other; the same command then goes on. ({error})"
+        f"The disk of {place} is full: {left}{need}. Make room ({_CLEAN_UP} {shlex.quote(str(root))} shows what "
+        f"can go) or choose another disk with runtime.root=/other; the same command then goes on. ({said})"
     )
 
 

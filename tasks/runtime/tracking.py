@@ -15,7 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import keys
+from filelock import FileLock
+
+from tasks.runtime import durable, keys
 from tasks.runtime.signs import Sign, left
 
 EXPERIMENT = "posttrain"
@@ -33,20 +35,31 @@ class Tracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 hold a training up for minutes
         from mlflow import MlflowClient
 
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
         root.mkdir(parents=True, exist_ok=True)
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_database(root.resolve())}"
         self.client = MlflowClient(self.uri, registry_uri=self.uri)
-        experiment = self.client.get_experiment_by_name(EXPERIMENT)
-        if experiment is None:
-            place = None if self.uri.startswith("http") else (root / "mlflow-files").resolve().as_uri()
-            self.experiment = self.client.create_experiment(EXPERIMENT, artifact_location=place)
-        else:
-            self.experiment = experiment.experiment_id
+        self.experiment = self._experiment() or self._new_experiment(root) or self._experiment()
         self.unheard = False
         kind = keys.digest(self.uri)[:8]
         self._close_left(root / "alive", kind)
         self._sign = Sign(root / "alive", kind)
         self.parent = self._open(name, tags)
+
+    def _experiment(self) -> str:
+        found = self.client.get_experiment_by_name(EXPERIMENT)
+        return str(found.experiment_id) if found else ""
+
+    def _new_experiment(self, root: Path) -> str:
+        """The id of the experiment; empty when another process has made it at this moment."""
+        from mlflow.exceptions import MlflowException
+
+        place = None if self.uri.startswith("http") else (root / "mlflow-files").resolve().as_uri()
+        try:
+            return str(self.client.create_experiment(EXPERIMENT, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return ""
 
     def send(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[bool, Any]:
         """Tell MLflow something: (whether it heard, its answer)."""
@@ -54,7 +67,8 @@ class Tracker:
             return True, call(*args, **kwargs)
         except Exception as error:
             if not self.unheard:
-                warnings.warn(f"MLflow does not take what it is told ({error}); the work goes on.", stacklevel=3)
+                short = (str(error) or type(error).__name__).splitlines()[0]
+                warnings.warn(f"MLflow does not take what it is told ({short}); the work goes on.", stacklevel=3)
             self.unheard = True
             return False, None
 
@@ -201,6 +215,24 @@ class Attempt:
     def end(self, status: str) -> None:
         self.flush()
         self._send(self.client.set_terminated, status)
+
+
+def _database(root: Path) -> Path:
+    """MLflow's own database under a root, made whole: begun by two at once, or half made by one that is killed, it
+    could never be opened again."""
+    place, draft = root / "mlflow.db", root / ".mlflow.db"
+    if place.exists():
+        return place
+    with FileLock(root / ".mlflow.lock"):
+        if not place.exists():
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+            for left in root.glob(f"{draft.name}*"):
+                left.unlink()
+            SqlAlchemyStore(f"sqlite:///{draft}", (root / "mlflow-files").as_uri()).engine.dispose()
+            durable.sync(draft)
+            os.replace(draft, place)
+    return place
 
 
 def _allowed(name: str) -> str:

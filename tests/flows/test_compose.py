@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from flows import compose
 from flows.sft_then_dpo import SFTThenDPO
@@ -151,3 +152,44 @@ def test_the_choices_of_a_flow_are_the_files_of_its_groups() -> None:
     assert found["quantize"][0] == "q8_0"
     assert "q4_k_m" in found["quantize"][1]
     assert found["debug"] == ("none", ["none", "smoke"])
+
+
+MIXED = [
+    ["dpo.args.beta=0.3", "debug=smoke"],
+    ["debug=smoke", "sft.batch_size=2", "dpo.args.loss_type=[ipo]", "runtime.root='/some where'"],
+    ["sft=full", "dpo=full", "+dpo.args.rpo_alpha=1.0", "~sft.args.warmup_steps"],
+    ["preprocess@pairs=tickets_pairs", "compare.gates.levels={q8_0:{kl_max:0.5}}", "quantize=q4_k_m"],
+]
+
+
+@pytest.mark.parametrize("overrides", MIXED, ids=str)
+def test_many_trials_are_composed_to_what_hydra_composes_one_by_one(overrides: list[str]) -> None:
+    composed()  # registers the flow
+    straight = OmegaConf.to_container(compose._compose("sft_then_dpo", overrides, []))
+    composer = compose._Composer("sft_then_dpo", SFTThenDPO, [])
+    for trial in (overrides, ["sft.seed=7"], overrides):  # the second must leave no trace in the third
+        found = composer._node(trial)
+    assert OmegaConf.to_container(found) == straight
+
+
+def test_hydra_composes_once_for_all_trials_that_differ_in_values_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    straight = compose._compose
+    monkeypatch.setattr(
+        compose, "_compose", lambda name, words, search: calls.append(words) or straight(name, words, search)
+    )
+    trials = [[f"dpo.args.beta={n + 1}", "debug=smoke"] for n in range(20)]
+    found = compose.compose_all("sft_then_dpo", SFTThenDPO, trials)
+    assert calls == [["debug=smoke"]]
+    assert [config.dpo.args["beta"] for config in found] == [float(n + 1) for n in range(20)]
+
+
+def test_one_wrong_trial_leaves_the_others_as_they_are() -> None:
+    right, wrong_one = compose.compose_all("sft_then_dpo", SFTThenDPO, [["dpo.args.beta=0.3"], ["dpo.args.beta=-1"]])
+    assert right.dpo.args["beta"] == 0.3
+    assert isinstance(wrong_one, compose.ConfigError)
+
+
+def test_values_that_are_swept_need_a_sweep() -> None:
+    (problem,) = wrong("dpo.args.beta=0.1,0.3")
+    assert problem == "dpo.args.beta=0.1,0.3: several values are a sweep and want -m; a list is written [a,b]."

@@ -41,8 +41,8 @@ def newest(root: Path) -> int:
 @pytest.fixture
 def running(tiny_model: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "flows.sft_then_dpo", *overrides(tiny_model, tmp_path / "root", *LONG)]
-    log = open(tmp_path / "log", "w")
-    process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, text=True, start_new_session=True)
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=log, stdout=log, text=True, start_new_session=True)
     try:
         wait_for(lambda: training(tmp_path / "root"), seconds=120)
         yield process
@@ -78,10 +78,10 @@ def test_a_road_cancelled_in_the_ui_is_cancelled_everywhere(tiny_model: Path, tm
     root = tmp_path / "root"
     with servers.prefect(tmp_path / "prefect") as url:
         env = {**os.environ, **servers.QUIET, "PREFECT_API_URL": url, "PYTHONPATH": str(ROOT)}
-        log = open(tmp_path / "log", "w")
-        server = subprocess.Popen(
-            [sys.executable, "door.py"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
-        )
+        with open(tmp_path / "log", "w") as log:
+            server = subprocess.Popen(
+                [sys.executable, "door.py"], cwd=tmp_path, env=env, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
                 name = "sft_then_dpo/served"

@@ -29,7 +29,9 @@ def last_words(lines: int = 5) -> str:
 
 
 def cores() -> int:
-    """The cores this process may use."""
+    """The cores this process may use: all, or as many as OMP_NUM_THREADS says, by which a sweep divides them."""
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        return max(1, int(given))
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
