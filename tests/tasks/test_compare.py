@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tasks.compare import CompareConfig, Gates, LevelGate, compare
+from tasks.compare import CompareConfig, Direction, Gates, LevelGate, compare
 from tasks.runtime import Metrics
 from tests import hand
 
@@ -166,3 +166,10 @@ def test_an_unknown_objective_is_a_problem_that_names_the_choices() -> None:
     assert list(CompareConfig().problems()) == []
     (problem,) = CompareConfig(objective="bleu").problems()
     assert problem == "objective is 'bleu'; choose one of exact_match, json_valid, loss."
+
+
+def test_better_is_higher_unless_the_metric_or_the_config_says_otherwise() -> None:
+    assert CompareConfig().maximize
+    assert not CompareConfig(objective="loss").maximize
+    assert not CompareConfig(direction=Direction.minimize).maximize
+    assert CompareConfig(objective="loss", direction=Direction.maximize).maximize

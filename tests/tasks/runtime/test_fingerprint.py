@@ -127,6 +127,12 @@ def test_code_that_is_not_reached_changes_nothing(print_of: Print, module: str, 
     assert print_of() == print_of(**edited(module, old, new))
 
 
+def test_what_only_estimates_is_no_part_of_it(print_of: Print) -> None:
+    one = "from toyllm import losses\n@stage(makes=int)\ndef train(x): return x\n"
+    assert print_of(one) == print_of(one.replace("makes=int", "makes=int, needs=losses.mean"))
+    assert print_of(one) != print_of(one.replace("makes=int", "makes=losses.mean"))
+
+
 def test_the_order_of_definitions_changes_nothing(print_of: Print) -> None:
     assert print_of().digest == print_of(losses="def other(): return 0\n" + OURS["losses"]).digest
 
