@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tasks.runtime.tracking import Tracker
 from tests import servers
 from tests.fake_hub import FakeHub
 from tests.flows import roads
@@ -137,6 +140,27 @@ def test_a_rerun_is_a_new_parent_that_names_what_it_continues(up: Servers) -> No
     assert newer.data.tags["road"] == older.data.tags["road"]
     assert newer.data.tags["continues"] == older.info.run_id
     assert "hit.dpo of sft" in newer.data.tags
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tasks.runtime.tracking import Tracker
+Tracker(Path(sys.argv[1]), "killed", {}).child("its stage", {}, {})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_runs_that_a_kill_left_open_are_closed_at_the_next_start(
+    up: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", up.mlflow)
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path], cwd=roads.ROOT).returncode == -9
+    left = [run for run in runs(up) if run.info.status == "RUNNING"]
+    assert {run.info.run_name for run in left} == {"killed", "its stage"}
+    Tracker(tmp_path, "next", {}).end("FINISHED")
+    closed = [run for run in runs(up) if "crashed" in run.data.tags]
+    assert {(run.info.run_id, run.info.status) for run in closed} == {(run.info.run_id, "KILLED") for run in left}
 
 
 def test_a_download_that_fails_twice_is_retried_and_works(
