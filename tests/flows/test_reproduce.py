@@ -40,8 +40,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "rows.txt").write_text("a row")
     config = Toys(
         RuntimeConfig(root=str(place / "data")),
-        toys.CollectConfig(path=str(place / "rows.txt"), tally=str(place / "tally")),
-        toys.TrainConfig(tally=str(place / "tally")),
+        collect=toys.CollectConfig(path=str(place / "rows.txt"), tally=str(place / "tally")),
+        train=toys.TrainConfig(tally=str(place / "tally")),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "git_state", lambda: CLEAN)
