@@ -188,12 +188,12 @@ def _run_name(flow: str) -> str:
 def _road_key(config: Any, now: Session) -> str:
     """The key of the whole road; empty where the world cannot be asked yet: the stage that asks has the retries."""
     try:
-        return keys.digest({f.name: keys.keyed_fields(getattr(config, f.name), now) for f in _stages(config)})
+        return keys.digest({f.name: keys.keyed_fields(getattr(config, f.name), now) for f in stage_fields(config)})
     except Exception:
         return ""
 
 
-def _stages(config: Any) -> list[Any]:
+def stage_fields(config: Any) -> list[Any]:
     """The fields of a road that are a stage's config: the others say how to run it."""
     found = (f for f in dataclasses.fields(config) if f.name != "runtime")
     return [f for f in found if dataclasses.is_dataclass(getattr(config, f.name))]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.launch import travel
+from flows.launch import stage_fields, travel
 from flows.reasons import artifacts_of
 from flows.surroundings import prepare_environment
 from tasks.runtime import keys
@@ -133,10 +133,8 @@ def _road(asked: Asked, scratch: Path) -> tuple[Callable[[Any], Any], Any]:
 
 def _changed(config: Any, asked: Asked, store: Store) -> Iterator[str]:
     """The fields whose meaning in the world (a file's bytes, a branch's commit) is another than in that run."""
-    for item in dataclasses.fields(config):
+    for item in stage_fields(config):
         stage = getattr(config, item.name)
-        if item.name == "runtime" or stage is None:
-            continue
         now = keys.keyed_fields(stage, store)
         known = [m["fields"] for m in asked.manifests if set(m["config"]) == set(keys.plain(stage))]
         differing = [[name for name in now if now[name] != fields.get(name)] for fields in known]
