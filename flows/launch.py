@@ -247,7 +247,7 @@ def _arrived(now: Session, folder: Path) -> bool:
 def _register(now: Session, digest: str) -> None:
     """A pointer to the candidate in MLflow's registry, once per digest."""
     manifest = next((r.manifest for r in now.records if r.manifest["digest"] == digest), None)
-    if manifest and now.tracker and now.config.register:
+    if manifest and now.tracker and now.config.register and not trials.seated.get():  # one of many is no choice yet
         tags = {name: str(manifest[name]) for name in ("digest", "key", "recipe", "stage")}
         source = now.store.root / "objects" / digest
         now.tracker.register(now.config.register, tags, source, manifest["mlflow_run"])

@@ -72,7 +72,7 @@ def _between(store: Store, ours: Entry, theirs: Entry) -> Lines:
 
 def _between_runs(store: Store, catalogue: Catalogue, ours: PastRun, theirs: PastRun) -> Lines:
     now, before = artifacts_of(catalogue, ours), artifacts_of(catalogue, theirs)
-    told: dict[str, Any] = {}
+    told: dict[str, Any] = {f"From {theirs.name} to {ours.name}:": []}
     for call in dict.fromkeys((*now, *before)):
         if call not in now or call not in before:
             told[f"{call} is only in {ours.name if call in now else theirs.name}"] = []

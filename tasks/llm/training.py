@@ -132,7 +132,7 @@ def fit(
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(log, progress))
     trainer.add_callback(keeper := _keeper(trainer, stopping))
-    with head_on_labels_only():
+    with head_on_labels_only(), _no_step_too_many(trainer):
         result = trainer.train(resume_from_checkpoint=_begin(trainer, work))
     if keeper.stopped or stopping():
         raise InterruptedError(f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}")
@@ -140,6 +140,24 @@ def fit(
         raise ValueError("Not one optimizer step was taken: raise args.num_train_epochs or args.max_steps.")
     loss = _mean_loss(trainer.state.log_history)
     return {"loss": several.mean(result.training_loss) if loss is None else loss, "steps": trainer.state.global_step}
+
+
+@contextmanager
+def _no_step_too_many(trainer: Any) -> Iterator[None]:
+    """transformers asks only after a step whether it was the last: resumed at the end, it would take another one."""
+    epoch = trainer._run_epoch
+
+    def unless_done(**how: Any) -> None:
+        if trainer.state.global_step >= trainer.state.max_steps:
+            trainer.control.should_training_stop = True
+        else:
+            epoch(**how)
+
+    trainer._run_epoch = unless_done
+    try:
+        yield
+    finally:
+        del trainer._run_epoch
 
 
 def _begin(trainer: Any, work: Path) -> str | None:

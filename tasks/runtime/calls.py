@@ -178,6 +178,8 @@ class Call:
                 work.mkdir()
             else:
                 self.session.screen.say(f"{self.label}: goes on with work that other code began ({work.name[:12]}).")
+        if saved := self.session.store.checkpoint(self.stage.name, key):
+            self.session.screen.say(f"{self.label}: goes on from {saved}.")
         durable.write(mark, code)
         return work
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from tasks.runtime import devices, fingerprint, keys
 from tasks.runtime.calls import Call
+from tasks.runtime.effort import effort, scale, size
 from tasks.runtime.session import Drift, Session
 from tasks.runtime.store import Manifest
 from tasks.runtime.why import Past, Ref, differences, inputs_of
@@ -199,10 +200,8 @@ class Plan:
         return self._manifests[place]
 
     def _unfinished(self, step: Step) -> list[str]:
-        folder = self.session.store.root / "work" / step.name / step.work["key"]
-        states = folder.glob("**/checkpoint-*/trainer_state.json")  # written last
-        last = max((int(place.parent.name.split("-")[1]) for place in states), default=None)
-        return [] if last is None else [f"goes on from checkpoint-{last}"]
+        last = self.session.store.checkpoint(step.name, step.work["key"])
+        return [f"goes on from {last}"] if last else []
 
     def _asked(self, config: Any) -> list[str]:
         """The moving names among the settings, and how old their meanings are."""
@@ -223,20 +222,12 @@ class Plan:
         if not step.near:
             return
         near = [run for differ, run in step.near if differ <= step.near[0][0] + 1]
-        here = [run for run in near if run["machine"]["node"] == platform.node()][:_ENOUGH]
-        if here:
-            step.seconds = statistics.median(run["seconds"] * self._scale(step.work, run) for run in here)
-        step.disk = statistics.median(_size(run) for run in near[:_ENOUGH])
-
-    def _scale(self, ours: Manifest, other: Manifest) -> float:
-        """How many times more rows ours has to go through, by the bytes of its inputs that are rows."""
-        now, before = self._rows(ours), self._rows(other)
-        return now / before if now and before else 1.0
-
-    def _rows(self, manifest: Manifest) -> float:
-        rows = [ref for ref in manifest["parents"] if ref["kind"] in ("Dataset", "Tokens", "Preferences")]
-        behind = [self._behind(ref) for ref in rows if ref["digest"]]
-        return sum(_size(found) for found in behind if found) if len(behind) == len(rows) else 0.0
+        ours = effort(step.work, self._behind)
+        here = [run for run in near if run["machine"]["node"] == platform.node()]
+        alike = [run for run in here if effort(run, self._behind) == ours][:_ENOUGH]
+        if alike:
+            step.seconds = statistics.median(run["seconds"] * scale(step.work, run, self._behind) for run in alike)
+        step.disk = statistics.median(size(run) for run in near[:_ENOUGH])
 
     def _foresee(self, step: Step, call: Call) -> None:
         """Peak memory, as the stage itself tells it."""
@@ -262,10 +253,6 @@ class Plan:
         path = self.session.store.root / "objects" / (ref["whole"] or ref["digest"]) if ref["digest"] else None
         above = {name: self._foreseen(parent) for name, parent in inputs_of(work).items()} if work else {}
         return Foreseen(ref["stage"], work["config"] if work else {}, path, above)
-
-
-def _size(manifest: Manifest) -> float:
-    return float(sum(sealed["size"] for sealed in manifest["files"].values()))
 
 
 def spoken(seconds: float) -> str:

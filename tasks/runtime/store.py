@@ -131,6 +131,11 @@ class Store:
     def workplace(self, stage: str, key: str) -> Path:
         return durable.made(self.root / "work" / stage / key)
 
+    def checkpoint(self, stage: str, key: str) -> str:
+        """The last checkpoint that unfinished work of a key has saved to its end; empty without one."""
+        states = (self.root / "work" / stage / key).glob("**/checkpoint-*/trainer_state.json")  # written last
+        return max((place.parent.name for place in states), key=lambda name: int(name.split("-")[1]), default="")
+
     @contextmanager
     def draft(self) -> Iterator[Path]:
         """An empty folder with `content/` and `notes/`, gone afterwards unless published."""

@@ -35,7 +35,7 @@ class Servers:
             **{"PREFECT_API_URL": self.prefect, "MLFLOW_TRACKING_URI": self.mlflow},
             **{"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1,localhost"},
         }
-        done = roads.command(self.model, self.root, *more, env=env)
+        done = roads.command(self.model, self.root, "runtime.register=posttrain", *more, env=env)
         print(done.stdout, done.stderr)
         return done.returncode
 

@@ -145,7 +145,7 @@ class Training:
         self.logged: dict[int, dict[str, float]] = {}
 
         def progress(done: int, total: int, what: str) -> None:
-            assert total == 4
+            assert total == given["max_steps"]
             self.steps.append(done)
             if done == dies_after:
                 raise Killed
@@ -217,6 +217,15 @@ def test_the_loss_of_a_run_is_the_same_whether_it_was_killed_or_not(
         broken.fit(dies_after=3)
     assert broken.fit().metrics == pytest.approx(uninterrupted.metrics)
     assert broken.fit().metrics == pytest.approx(uninterrupted.metrics)  # killed between its last step and its seal
+
+
+def test_a_run_that_was_killed_after_its_last_step_takes_no_other_one(tiny_model: Path, tmp_path: Path) -> None:
+    inside = {"max_steps": 3, "save_steps": 3, "lr_scheduler_type": "constant"}  # an epoch, where one more would count
+    whole = Training(tiny_model, tmp_path / "work").fit(**inside)
+    weights, metrics = whole.weights, whole.metrics
+    again = whole.fit(**inside)
+    assert again.steps == [] and again.metrics == metrics
+    assert all((weights[name] == again.weights[name]).all() for name in weights)
 
 
 def test_a_split_of_another_size_starts_again_and_says_so(uninterrupted: Training, tmp_path: Path) -> None:

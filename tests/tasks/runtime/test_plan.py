@@ -247,6 +247,14 @@ def test_time_is_scaled_by_the_rows(opened: Open) -> None:
     assert step(plan, "train").seconds == pytest.approx(300)
 
 
+def test_time_of_other_settings_of_how_much_to_do_says_nothing(opened: Open) -> None:
+    with opened():
+        toys.adapt(toys.AdaptConfig(rank=8), trained())
+    with planning(opened) as plan:
+        toys.adapt(toys.AdaptConfig(rank=16), trained())
+    assert step(plan, "adapt").seconds is None and step(plan, "adapt").disk
+
+
 def test_time_on_another_machine_says_nothing(opened: Open) -> None:
     with opened():
         trained()
