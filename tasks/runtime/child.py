@@ -69,4 +69,6 @@ def die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)  # at once: the threads of native libraries now and then abort a process that winds down

@@ -11,12 +11,13 @@ from tasks.llm import several
 
 REPO = Path(__file__).resolve().parents[3]
 TALK = """
-import json
+import json, os
 from accelerate import PartialState
 from tasks.llm import several
 rank = PartialState(cpu=True).process_index
 heard = several.told(lambda: ["asked"] if rank == 0 else 1 / 0)
-print(json.dumps([several.agreed([rank == 1, False]), several.mean(float(rank)), heard]))
+print(json.dumps([several.agreed([rank == 1, False]), several.mean(float(rank)), heard]), flush=True)
+os._exit(0)  # as the runtime's ranks end
 """
 
 
