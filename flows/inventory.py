@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -52,12 +53,17 @@ def unfinished(catalogue: Catalogue) -> list[Data]:
                     "stage": folder.parent.name,
                     "key": folder.name,
                     "when": moment(touched),
-                    "checkpoints": sorted((p.name for p in folder.rglob("checkpoint-*")), key=_number),
+                    "checkpoints": sorted(_checkpoints(folder), key=_number),
                     "going_on": is_held(catalogue.store / "locks" / folder.name),
                     "path": str(folder),
                 }
             )
     return sorted(found, key=lambda work: str(work["when"]))
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    """Those that were written to their end: a training goes on from no other."""
+    return [place.parent.name for place in folder.rglob("checkpoint-*/trainer_state.json")]
 
 
 def _number(name: str) -> tuple[int, str]:

@@ -115,7 +115,8 @@ def sentences(board: Board) -> list[str]:
     best = board.best
     if best and best.score is not None:
         span = "[{:.3f}, {:.3f}]".format(*best.interval) if best.interval else ""
-        told = [f"best: {words(board, best)}, {board.metric} {best.score:.3f} {span}".rstrip() + f" (run {best.run})"]
+        which = words(board, best) or f"trial {best.number}"
+        told = [f"best: {which}, {board.metric} {best.score:.3f} {span}".rstrip() + f" (run {best.run})"]
     else:
         told = ["best: none; no trial passed its verdict with a score"]
     lost = [t for t in board.trials if t.state is State.failed]
@@ -131,11 +132,6 @@ def sentences(board: Board) -> list[str]:
 def executions(trials: list[Trial]) -> dict[str, int]:
     """How often each stage ran, over all trials."""
     return dict(Counter(s["stage"] for t in trials for s in t.stages if s["state"] == "made"))
-
-
-def distinct(trials: list[Trial]) -> dict[str, int]:
-    """How many different recipes of each stage the trials asked for."""
-    return dict(Counter(stage for stage, _ in {(s["stage"], s["recipe"]) for t in trials for s in t.stages}))
 
 
 def markdown(board: Board) -> str:

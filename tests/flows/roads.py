@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from flows.compose import compose
 from flows.launch import travel
 from flows.sft_then_dpo import SFTThenDPO, sft_then_dpo
+from flows.trials import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,6 +47,11 @@ def command(model: Path, root: Path, *more: str, env: dict[str, str] | None = No
     return subprocess.run(
         line, cwd=ROOT, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=280
     )
+
+
+def distinct(trials: list[Trial]) -> dict[str, int]:
+    """How many different recipes of each stage the trials of a sweep asked for."""
+    return dict(Counter(stage for stage, _ in {(s["stage"], s["recipe"]) for t in trials for s in t.stages}))
 
 
 def made(found: dict[str, str]) -> set[str]:

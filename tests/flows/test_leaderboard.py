@@ -72,7 +72,6 @@ def test_knobs_are_called_by_the_shortest_name_that_is_theirs_alone() -> None:
 def test_what_ran_is_counted_beside_what_was_asked_for() -> None:
     found = [trial(1, 0.2), trial(2, 0.3)]
     assert leaderboard.executions(found) == {"dpo": 2}
-    assert leaderboard.distinct(found) == {"dpo": 2, "sft": 1}
 
 
 def test_the_files_hold_every_trial_for_programs_and_for_people(tmp_path: Path) -> None:

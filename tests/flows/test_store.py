@@ -75,8 +75,11 @@ STAGES = ["adapt", "collect", "train"]
 
 
 def test_ls_shows_unfinished_work_with_its_checkpoints(told: Any, said: Any, data: Path) -> None:
-    for step in (3, 12):
-        (data / "store" / "work" / "train" / ("0" * 64) / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
+    work_folder = data / "store" / "work" / "train" / ("0" * 64)
+    for step in (3, 12, 20):
+        (work_folder / "trainer" / f"checkpoint-{step}").mkdir(parents=True)
+        if step < 20:  # the last one was cut short
+            (work_folder / "trainer" / f"checkpoint-{step}" / "trainer_state.json").touch()
     ((work,),) = [told("ls")[1]["unfinished"]]
     assert work["checkpoints"] == ["checkpoint-3", "checkpoint-12"] and not work["going_on"]
     assert "unfinished: train, key 000000000000" in said("ls") and "last checkpoint-12" in said("ls")

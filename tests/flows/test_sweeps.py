@@ -196,7 +196,7 @@ def test_a_failed_trial_stops_no_other_and_the_sweep_says_so(one_by_one: Swept) 
 
 def test_each_distinct_recipe_runs_once(one_by_one: Swept) -> None:
     found = one_by_one.trials
-    assert leaderboard.executions(found) == leaderboard.distinct(found)
+    assert leaderboard.executions(found) == roads.distinct(found)
     assert leaderboard.executions(found)["compare"] == 3
     assert leaderboard.executions(found)["dpo"] == 1
 
@@ -245,7 +245,7 @@ def test_side_by_side_too_each_distinct_recipe_runs_once(side_by_side: Servers) 
     found = side_by_side.swept.trials
     assert side_by_side.swept.code == 0
     assert [trial.state for trial in found] == [State.passed] * 6
-    assert leaderboard.executions(found) == leaderboard.distinct(found)
+    assert leaderboard.executions(found) == roads.distinct(found)
     assert leaderboard.executions(found)["dpo"] == 2
     assert len({trial.pid for trial in found}) >= 2
 
