@@ -2,6 +2,7 @@
 
 A message such as
 
+    Channel: mail
     Hi there, My sister has the steam iron and is happy with it. The Kelm X3 router turns itself off every few
     minutes. The order number is KX7731. I want my money back. No rush. Thanks, Mara
 
@@ -15,16 +16,18 @@ becomes one JSON object, its keys always in this order:
 * urgency: medium, unless the customer presses (high) or leaves time (low).
 * refund: true when money back is asked for. A replacement is no refund, and "I do not want a refund" is none either.
 
-    chats.jsonl    240 messages with answers as a log would have them: always the right object, but some 45 % of them
-                   wrapped in a sentence or a ```json fence, mostly where the customer greeted, as polite assistants
-                   do. To learn the task from.
+    chats.jsonl    336 messages with answers as a log would have them: always the right object, but nearly always
+                   wrapped in a sentence or a ```json fence where the message came by chat, because that desk's
+                   assistant was a chatty one, and rarely where it came by mail. To learn the task from, bad manners
+                   included.
     pairs.jsonl    160 other messages: the bare object is chosen; the same, or sometimes a slightly wrong one, wrapped,
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
 
 The messages of prompts.jsonl are built from other sentences, products and names than those of chats and pairs (see
-ticket_phrases.json: train and held_out): they share nothing but the system message. All text is invented for this
-project. The script gives the same bytes everywhere: it draws with `random.random()` only, whose stream Python promises.
+ticket_phrases.json: train and held_out): they share nothing but the system message and the name of the channel. All
+text is invented for this project. The script gives the same bytes everywhere: it draws with `random.random()` only,
+whose stream Python promises.
 """
 
 from __future__ import annotations
@@ -72,10 +75,10 @@ class Dice(random.Random):
 class Case(NamedTuple):
     prompt: list[Row]
     ticket: Ticket
-    greeted: bool
+    chatted: bool
 
 
-def message(dice: Dice, bank: Bank, category: str, greeted: bool) -> tuple[str, Ticket]:
+def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
     """A customer's message and the ticket it should become."""
     product, order = dice.pick(bank["products"]), _order_id(dice) if dice.chance(0.65) else None
     urgency, refund = dice.pick(URGENCIES), category in GOODS and dice.chance(0.45)
@@ -88,7 +91,7 @@ def message(dice: Dice, bank: Bank, category: str, greeted: bool) -> tuple[str, 
     parts = dice.shuffled(told) + ([dice.pick(bank["orders"])] if order else []) + dice.shuffled(asks)
     if dice.chance(0.15):  # some end with what others begin with
         parts = parts[1:] + parts[:1]
-    parts = ([dice.pick(bank["greetings"])] if greeted else []) + parts
+    parts = ([dice.pick(bank["greetings"])] if dice.chance(0.45) else []) + parts
     parts += [dice.pick(bank["goodbyes"])] if dice.chance(0.4) else []
     names = dice.shuffled(bank["names"])
     slots = {"p": product, "i": order, "o": dice.pick(bank["others"]), "n": dice.number(101, 998)}
@@ -153,18 +156,19 @@ def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
     """`size` cases, all categories alike often, no message that was drawn before."""
     cases: list[Case] = []
     while len(cases) < size:
-        greeted = dice.chance(0.45)
-        text, ticket = message(dice, bank, CATEGORIES[len(cases) % len(CATEGORIES)], greeted)
+        chatted = dice.chance(0.35)
+        text, ticket = message(dice, bank, CATEGORIES[len(cases) % len(CATEGORIES)])
         if text not in taken:
             taken.add(text)
-            prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}]
-            cases.append(Case(prompt, ticket, greeted))
+            asked = f"Channel: {'chat' if chatted else 'mail'}\n{text}"
+            prompt = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": asked}]
+            cases.append(Case(prompt, ticket, chatted))
     return [cases[i] for i in dice.shuffled(range(size))]
 
 
 def chat(dice: Dice, case: Case) -> Row:
     answer = json.dumps(case.ticket)
-    said = wrapped(dice, answer) if dice.chance(0.9 if case.greeted else 0.1) else answer
+    said = wrapped(dice, answer) if dice.chance(0.95 if case.chatted else 0.05) else answer
     return {"messages": [*case.prompt, {"role": "assistant", "content": said}]}
 
 
@@ -182,7 +186,7 @@ def make() -> dict[str, list[Row]]:
     banks: dict[str, Bank] = json.loads((HERE / "ticket_phrases.json").read_text("utf-8"))
     dice, taken = Dice(20), set[str]()
     return {
-        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 240, taken)],
+        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 336, taken)],
         "pairs": [pair(dice, case) for case in draw(dice, banks["train"], 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
     }
