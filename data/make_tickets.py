@@ -87,7 +87,7 @@ def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
         asks.append(dice.pick(bank["refund"]))
     elif dice.chance(0.5):
         asks.append(dice.pick(bank["replace"] if category in GOODS and dice.chance(0.7) else bank["answer"]))
-    told = [dice.pick(bank[category])] + ([dice.pick(bank["asides"])] if dice.chance(0.55) else [])
+    told = [dice.pick(bank[category])] + ([dice.pick(bank["asides"])] if dice.chance(0.35) else [])
     parts = dice.shuffled(told) + ([dice.pick(bank["orders"])] if order else []) + dice.shuffled(asks)
     if dice.chance(0.15):  # some end with what others begin with
         parts = parts[1:] + parts[:1]
@@ -156,7 +156,7 @@ def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
     """`size` cases, all categories alike often, no message that was drawn before."""
     cases: list[Case] = []
     while len(cases) < size:
-        chatted = dice.chance(0.35)
+        chatted = dice.chance(0.3)
         text, ticket = message(dice, bank, CATEGORIES[len(cases) % len(CATEGORIES)])
         if text not in taken:
             taken.add(text)
