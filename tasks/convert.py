@@ -57,6 +57,6 @@ def convert(run: Run, cfg: ConvertConfig, model: Model) -> dict[str, float]:
     plain = run.work / "plain.gguf"
     gguf.convert(model.path, plain, run.notes / "converter.log", outtype, cfg.name, cfg.llama_cpp, run.progress)
     made = run.out / f"model-{outtype}.gguf"
-    gguf.annotate(plain, made, gguf.lineage_keys(run.lineage))
+    gguf.annotate(plain, made, {**gguf.lineage_keys(run.lineage), **gguf.start_keys(plain)})
     plain.unlink()
     return gguf.measure(made)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from tasks.llm import templates
 from tasks.runtime import Model, Moving, Precision, Run, external, stage
 
 
@@ -40,6 +41,11 @@ def _commit(cfg: DownloadConfig) -> Moving | str:
         return hub.resolve(cfg.repo, cfg.revision)
 
     return Moving(f"model {cfg.repo}@{cfg.revision}", ask)
+
+
+def _template(cfg: DownloadConfig) -> str:
+    """A template enters the key by what it says, not by its name or its path."""
+    return hashlib.sha256(templates.text(cfg.template).encode()).hexdigest() if cfg.template else ""
 
 
 @dataclass
@@ -66,6 +72,9 @@ class DownloadConfig:
     """Licence of the model, for its card."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for a model whose code you have read."""
+    template: str = external(_template, default="")
+    """Chat template: the name of one in tasks/llm/templates (chatml, llama3, alpaca ...) or the path of your own .jinja
+    file. Empty for the model's own."""
 
     def problems(self) -> Iterator[str]:
         wanted = {
@@ -85,6 +94,8 @@ class DownloadConfig:
             yield f"path={self.path} does not exist; give a .gguf file."
         if self.dtype is Precision.auto:
             yield "dtype=auto has no meaning here; give bf16, fp16 or fp32."
+        if self.template and (said := templates.problem(self.template)):
+            yield said
 
 
 @stage(makes=Model, version="1")
@@ -96,8 +107,33 @@ def download(run: Run, cfg: DownloadConfig) -> dict[str, float]:
     if not (run.out / "config.json").exists():
         raise ValueError(f"{cfg.repo or cfg.path} has no config.json, so it is no model that transformers can load.")
     about |= {"source": cfg.source.value, "license": cfg.license, "trust_remote_code": cfg.trust_remote_code}
+    if cfg.template:
+        about["template"] = templates.name_of(templates.text(cfg.template)) or "a file of one's own"
     (run.out / models.ORIGIN).write_text(json.dumps(about, indent=1, sort_keys=True))
+    _settle_template(run, cfg)
     return {"size_mb": sum(p.stat().st_size for p in run.out.rglob("*") if p.is_file()) / 1e6}
+
+
+def _settle_template(run: Run, cfg: DownloadConfig) -> None:
+    """Put the chosen chat template on, and make the token that ends its answers the tokenizer's stop token.
+
+    A model's own template is taken as it is: some (Gemma's) end an answer with another token than their tokenizer's.
+    """
+    from tasks.llm import models
+    from tasks.llm.templates import fit
+
+    if cfg.template:
+        fit.put_on(run.out, templates.text(cfg.template))
+    elif not (run.out / "tokenizer_config.json").exists():
+        return
+    tokenizer = models.load_tokenizer(run.out)
+    if not cfg.template and not fit.works(tokenizer):
+        return  # encode says what is wrong; a model that is only measured or converted may never come there
+    stop = fit.settle(tokenizer, tokenizer.chat_template)
+    if stop != tokenizer.eos_token:
+        fit.adopt(run.out, stop, tokenizer.convert_tokens_to_ids(stop))
+        was = f"in place of {tokenizer.eos_token}, which came with the tokenizer"
+        (run.notes / "stop.md").write_text(f"The chat template ends answers with {stop}: now the stop token, {was}.\n")
 
 
 def _from_hub(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:

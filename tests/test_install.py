@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OTHER_NAMES = {"hydra": "hydra-core", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
+OTHER_NAMES = {"dotenv": "python-dotenv", "hydra": "hydra-core", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml"}
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def pip(install: Any, place: Any) -> Any:
         yield install.Pip(place, lock)
 
 
-def finish(install: Any, place: Any, dev: bool) -> None:
+def finish(install: Any, place: Any, extra: str) -> None:
     """Leave what a finished set-up leaves."""
     place.python.parent.mkdir(parents=True, exist_ok=True)
     place.python.touch()
     place.converter.mkdir(parents=True, exist_ok=True)
     (place.converter / "convert_hf_to_gguf.py").touch()
-    install.write_stamp(place, dev)
+    install.write_stamp(place, extra)
 
 
 @pytest.mark.parametrize("name", ["install.py", "machine.py", "step.py"])
@@ -135,15 +135,16 @@ def test_a_wrong_hash_names_the_file_and_both_digests_and_deletes_it(install: An
 
 
 def test_a_second_run_does_nothing(install: Any, place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish(install, place, dev=True)
+    finish(install, place, "dev")
     monkeypatch.setattr(install, "set_up", lambda *_: pytest.fail("something was installed again"))
     assert install.main(["--dev"], place) == 0
-    assert install.main([], place) == 0  # what the tests need holds what a run needs
+    for less in ([], ["--server"]):
+        assert install.main(less, place) == 0  # what the tests need holds what a run and the servers need
 
 
-@pytest.mark.parametrize("change", ["dev", "pyproject.toml", "constraints.txt", "converter", "python", "stamp"])
+@pytest.mark.parametrize("change", ["server", "pyproject.toml", "constraints.txt", "converter", "python", "stamp"])
 def test_what_changed_or_is_missing_is_seen(install: Any, place: Any, change: str) -> None:
-    finish(install, place, dev=False)
+    finish(install, place, "")
     if change.endswith((".toml", ".txt")):
         (place.root / change).write_text("# edited")
     elif change == "converter":
@@ -152,7 +153,7 @@ def test_what_changed_or_is_missing_is_seen(install: Any, place: Any, change: st
         place.python.unlink()
     elif change == "stamp":
         place.stamp.write_text("{")
-    assert not install.is_current(place, dev=change == "dev")
+    assert not install.is_current(place, "server" if change == "server" else "")
 
 
 def test_a_package_that_was_cut_short_is_forgotten(install: Any, place: Any) -> None:
@@ -182,14 +183,17 @@ def declared(*extras: str) -> set[str]:
     return {re.split(r"[<>=\[]", line)[0].lower().replace("_", "-") for line in wanted} - {"posttrain"}
 
 
-@pytest.mark.parametrize(("rooms", "extras"), [(("flows", "tasks"), ("gpu", "distributed")), (("tests",), ("dev",))])
+@pytest.mark.parametrize(
+    ("rooms", "extras"),
+    [(("flows", "tasks"), ("gpu", "distributed")), (("deploy",), ("server",)), (("tests",), ("dev", "server"))],
+)
 def test_every_library_that_is_imported_is_declared(rooms: tuple[str, ...], extras: tuple[str, ...]) -> None:
     trees = [ast.parse(path.read_text()) for room in rooms for path in (ROOT / room).rglob("*.py")]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     names = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
-    names -= {"flows", "tasks", "tests", "conf", "data", "deploy"}
+    names -= {"flows", "tasks", "tests", "conf", "data", "deploy", "machine", "step"}
     assert {OTHER_NAMES.get(name, name).replace("_", "-") for name in names} <= declared(*extras)
 
 

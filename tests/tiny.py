@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,16 +27,18 @@ TEMPLATE = (
 )
 
 
-def build(folder: Path, seed: int = 0, says: str = "Ok.") -> Path:
+def build(folder: Path, seed: int = 0, says: str = "Ok.", more: Sequence[str] = ()) -> Path:
     """Write the model (config, bf16 safetensors, tokenizer, template) into `folder` and return it.
 
-    `seed` changes the weights only; `says` is the answer wired into the head ("" leaves it random).
+    `seed` changes the weights only; `says` is the answer wired into the head ("" leaves it random); `more` are control
+    tokens that it shall have besides its own.
     """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = _vocabulary()
-    _write_tokenizer(folder, vocabulary)
+    vocabulary |= {token: len(vocabulary) + place for place, token in enumerate(more)}
+    _write_tokenizer(folder, vocabulary, [*SPECIAL, *more])
     _write_json(folder / "config.json", _config(len(vocabulary)))
     _write_json(folder / "generation_config.json", _SPECIAL_IDS)
     weights = _weights(len(vocabulary), seed)
@@ -57,7 +60,7 @@ def _merges() -> list[tuple[str, str]]:
     return [(a, b) for a in "bcdfghjklmnpqrstvwxyz" for b in "aeiou"]
 
 
-def _write_tokenizer(folder: Path, vocabulary: dict[str, int]) -> None:
+def _write_tokenizer(folder: Path, vocabulary: dict[str, int], special: list[str]) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_merges(), byte_fallback=True))
@@ -65,7 +68,7 @@ def _write_tokenizer(folder: Path, vocabulary: dict[str, int]) -> None:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     # Changes no id; the converter reads "no <s> in front" from it.
     tokenizer.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)
-    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -73,7 +76,7 @@ def _write_tokenizer(folder: Path, vocabulary: dict[str, int]) -> None:
         "bos_token": "<s>",
         "eos_token": "<|im_end|>",
         "pad_token": "<|im_end|>",  # as SmolLM2 has it: whoever masks by the pad token loses the stop token
-        "additional_special_tokens": ["<|im_start|>"],
+        "additional_special_tokens": ["<|im_start|>", *special[len(SPECIAL) :]],
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,

@@ -59,6 +59,18 @@ def trusts(folder: Path) -> bool:
     return bool(origin(folder).get("trust_remote_code"))
 
 
+def stop_words(folder: Path) -> list[str]:
+    """The strings that end an answer of a model folder, the tokenizer's own first; read without loading anything."""
+    named = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+    own = named["content"] if isinstance(named, dict) else named
+    told = folder / "generation_config.json"
+    ids = json.loads(told.read_text(encoding="utf-8")).get("eos_token_id") if told.exists() else None
+    added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens", [])
+    words = {token["id"]: token["content"] for token in added}
+    more = [words[i] for i in (ids if isinstance(ids, list) else [ids]) if i in words]
+    return list(dict.fromkeys(word for word in [own, *more] if word))
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with a pad token (the stop token where the model names none)."""
     from transformers import AutoTokenizer

@@ -6,17 +6,21 @@ data. So new keys need no understanding of the tensors: everything behind the ke
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tasks.llm import templates
+
 _MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
+_BOOLEAN, _STRING, _ARRAY = 7, 8, 9
 _CHUNK = 1 << 24
 
 
@@ -48,10 +52,10 @@ def measure(path: Path) -> dict[str, float]:
     return {"size_mb": size / 1e6, "bits_per_weight": 8 * (size - header.data) / max(header.weights, 1)}
 
 
-def annotate(source: Path, out: Path, keys: dict[str, str]) -> None:
-    """Write `source` to `out` with string keys added, or replaced where the file has them; tensors stay bit-equal."""
+def annotate(source: Path, out: Path, keys: Mapping[str, str | bool]) -> None:
+    """Write `source` to `out` with keys added, or replaced where the file has them; tensors stay bit-equal."""
     header = _read(source)
-    pairs = {**header.pairs, **{key: _string_pair(key, value) for key, value in keys.items()}}
+    pairs = {**header.pairs, **{key: _pair(key, value) for key, value in keys.items()}}
     front = _MAGIC + struct.pack("<IQQ", header.version, header.tensor_count, len(pairs))
     front += b"".join(pairs.values()) + header.tensors
     with open(source, "rb") as before, open(out, "wb") as after:
@@ -75,6 +79,22 @@ def lineage_keys(lineage: list[dict[str, Any]]) -> dict[str, str]:
         if digests:
             keys[key] = ",".join(digests)
     return keys
+
+
+def start_keys(path: Path) -> dict[str, bool]:
+    """What a file should say otherwise of its start token: that programs put it in front of a text where, and only
+    where, its chat template does. Ollama goes by this, and so does llama.cpp; a tokenizer's settings are of another
+    mind for some models. No keys where it says so already, has no template or no start token."""
+    from jinja2 import TemplateError
+
+    said = metadata(path)
+    key, template = "tokenizer.ggml.add_bos_token", said.get("tokenizer.chat_template")
+    if not template or "tokenizer.ggml.bos_token_id" not in said:
+        return {}
+    with contextlib.suppress(TemplateError, TypeError):
+        starts = templates.writes_start(template)
+        return {} if said.get(key) is starts else {key: starts}
+    return {}
 
 
 def file_in(folder: Path) -> Path:
@@ -150,6 +170,8 @@ def _between(file: BinaryIO, start: int) -> bytes:
     return file.read(end - start)
 
 
-def _string_pair(key: str, value: str) -> bytes:
-    name, text = key.encode(), value.encode()
-    return struct.pack("<Q", len(name)) + name + struct.pack("<IQ", _STRING, len(text)) + text
+def _pair(key: str, value: str | bool) -> bytes:
+    name = struct.pack("<Q", len(key.encode())) + key.encode()
+    if isinstance(value, bool):
+        return name + struct.pack("<I?", _BOOLEAN, value)
+    return name + struct.pack("<IQ", _STRING, len(value.encode())) + value.encode()

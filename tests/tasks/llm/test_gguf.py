@@ -254,25 +254,20 @@ def test_a_chat_without_a_template_says_what_is_missing(tiny_model: Path, tiny_g
         engine.chat(CHATS[0])
 
 
-def test_greedy_answers_are_the_same_alone_and_side_by_side(tiny_gguf: Path, tokenizer: Any) -> None:
-    prompts = [
-        [3, 300, 301],
-        *(tokenizer.apply_chat_template(c, add_generation_prompt=True)["input_ids"] for c in CHATS),
-    ]
-    with gguf.Engine(tiny_gguf, context=128, sequences=4) as engine:
-        alone = [engine.generate(prompt, 12, {tiny.STOP}) for prompt in prompts]
-        assert engine.generate_batch(prompts, 12, {tiny.STOP}) == alone
-        assert [tokenizer.decode(ids) for ids, _ in alone[1:]] == ["Ok."] * 3
-        assert [finished for _, finished in alone[1:]] == [True] * 3
-        assert engine.generate(prompts[1], 3, {tiny.STOP})[1] is False  # the stop token would have been the fourth
+def test_an_answer_begins_as_the_chat_does_and_ends_with_the_stop_token(tiny_gguf: Path, tokenizer: Any) -> None:
+    with gguf.Engine(tiny_gguf, context=128) as engine:
+        for messages in CHATS:
+            said = engine.begin(engine.prompt(messages), 12)
+            assert (tokenizer.decode(said[:-1]), said[-1]) == ("Ok.", tiny.STOP)
+        assert tokenizer.decode(engine.begin(engine.prompt(CHATS[0]), 2)) == engine.chat(CHATS[0], max_tokens=2)[0]
 
 
 def test_what_does_not_fit_is_refused_with_numbers(tiny_gguf: Path) -> None:
     with gguf.Engine(tiny_gguf, context=64) as engine:
         with pytest.raises(ValueError, match="65 tokens do not fit a context of 64"):
             engine.logits([5] * 65)
-        with pytest.raises(ValueError, match="2 prompts for 1 sequences"):
-            engine.generate_batch([[5], [6]], 2, set())
+        with pytest.raises(ValueError, match="66 tokens do not fit"):
+            engine.begin([5] * 64, 2)
 
 
 def test_a_file_that_llama_cpp_cannot_load_is_named(tmp_path: Path) -> None:
