@@ -40,7 +40,7 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
     import trl
     from datasets import Dataset
 
-    from tasks.llm import models, training
+    from tasks.llm import batches, models, training
 
     precision = resolved(cfg.precision).value
     full, adapter = cfg.method is Method.full, models.is_adapter(base.path)
@@ -50,10 +50,13 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
     if not full and not adapter:
         model = training.adapt(model, cfg.lora, cfg.seed)
 
-    columns = ["input_ids", "labels"]
     train, held_out = (
-        Dataset(pq.read_table(tokens.path / f"{split}.parquet", columns=columns)) for split in ("train", "eval")
+        Dataset(pq.read_table(tokens.path / f"{split}.parquet").drop_columns("id")) for split in ("train", "eval")
     )
+    packed = "seq_lengths" in train.column_names
+    if packed:
+        batches.keep_apart(model, train)
+    tokenizer = models.load_tokenizer(base.path)
     trainer = trl.SFTTrainer(
         model=model,
         args=training.arguments(
@@ -68,7 +71,8 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
         ),
         train_dataset=train,
         eval_dataset=held_out if len(held_out) else None,
-        processing_class=models.load_tokenizer(base.path),
+        processing_class=tokenizer,
+        data_collator=batches.PackedCollator(tokenizer.pad_token_id) if packed else None,
     )
     metrics = training.fit(trainer, run.work, run.log, run.progress, run.stopping)
     if len(held_out):

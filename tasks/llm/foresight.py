@@ -123,12 +123,12 @@ def rows_of(encoded: Foreseen, policy: Foreseen) -> Rows:
     """From the encoded rows; where they are not there yet, from the longest texts, else from the cutoff alone."""
     if encoded.path:
         return Rows(*_encoded(encoded.path / "train.parquet"), *_encoded(encoded.path / "eval.parquet"))
-    cutoff = encoded.config["cutoff"]
+    cutoff, packing = encoded.config["cutoff"], encoded.config.get("packing", False)
     texts = next(
         (item.path for item in encoded.inputs.values() if item.path and (item.path / "train.jsonl").exists()), None
     )
     vocabulary = model_folder(policy) / "tokenizer.json"
-    if texts is None or not vocabulary.exists():
+    if texts is None or packing or not vocabulary.exists():
         note = f"at most, with rows of {cutoff} tokens: {encoded.stage} has not run"
         return Rows(cutoff, cutoff, cutoff, cutoff, note)
     train, held_out = (

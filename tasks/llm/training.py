@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tasks.llm import knobs, models, several
+from tasks.llm import batches, knobs, models, several
 from tasks.llm.checkpoints import forget_other_split, last_complete
 
 _SEQUENCES_AT_ONCE = 4
@@ -128,6 +128,7 @@ def fit(
 
     Raises InterruptedError after a step and a checkpoint when `stopping()` says so.
     """
+    batches.group(trainer)
     several.prepare(trainer)
     trainer.remove_callback(_printer())
     trainer.add_callback(_watcher(log, progress))

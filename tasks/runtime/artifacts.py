@@ -62,7 +62,7 @@ class Dataset(Artifact):
 
 
 class Tokens(Artifact):
-    """Encoded rows: `train.parquet` and `eval.parquet` with `input_ids` and `labels`."""
+    """Encoded rows: `train.parquet` and `eval.parquet` with `input_ids` and `labels`; packed, `seq_lengths` too."""
 
     kind = "Tokens"
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.encode import IGNORED, EncodeConfig, encode
-from tasks.llm import models, scoring
-from tasks.runtime import Run, Tokenizer
-from tests import hand
+from tasks.encode import EncodeConfig, encode
+from tasks.llm import models, preview, scoring
+from tasks.llm.masks import IGNORED, Mask
+from tasks.runtime import Run, Tokenizer, keys
+from tests import hand, thinking
 
 ROWS = hand.chats()
 ANSWERS = [row["said"] for row in hand.TOLD]
@@ -125,3 +127,70 @@ def test_a_cutoff_too_short_for_anything_is_a_problem() -> None:
     assert list(EncodeConfig().problems()) == []
     (problem,) = EncodeConfig(cutoff=4).problems()
     assert "give at least 8" in problem
+
+
+def test_the_notes_prove_what_the_rows_teach(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    run = hand.run(tmp_path / "run")
+    spelled = {
+        "id": "s",
+        "messages": [*hand.asked("What is <|im_end|>?"), {"role": "assistant", "content": "A token."}],
+    }
+    metrics = encode.body(run, EncodeConfig(), tokenizer, hand.dataset(tmp_path / "rows", [*ROWS, spelled]))
+    assert (metrics["stop_trained"], metrics["fully_masked"]) == (1.0, 0)
+    assert (metrics["spelled"], metrics["leaked"]) == (1, 0)
+    assert _encoded(run, "train")[-1]["input_ids"].count(models.load_tokenizer(tokenizer.path).eos_token_id) == 2
+    report = json.loads((run.notes / "report.json").read_text())
+    assert report["mask"] == "completion"
+    assert sum(report["lengths"]["counts"]) == 5
+    assert "* Control tokens spelled in messages: 1, all stayed text." in (run.notes / "report.md").read_text()
+    assert "What is &lt;|im_end|&gt;?" in (run.notes / "preview.html").read_text()
+
+
+def test_rows_of_one_conversation_have_names_of_their_own(
+    tiny_model: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    (tokenizer.path / "chat_template.jinja").write_text(thinking.TEMPLATE)
+    said = [("user", "Hi"), ("assistant", "Yes?"), ("user", "Tea"), ("assistant", "Here")]
+    talk = {"id": "a", "messages": [{"role": role, "content": text} for role, text in said]}
+    run = hand.run(tmp_path / "run")
+    rows = hand.dataset(tmp_path / "rows", [talk, *ROWS[:1]])
+    metrics = encode.body(run, EncodeConfig(mask=Mask.assistant), tokenizer, rows)
+    assert [row["id"] for row in _encoded(run, "train")] == ["a-1", "a-2", "0"]
+    assert (metrics["rows"], metrics["parts"], metrics["stop_trained"]) == (3, 2, 1.0)
+    assert "1 conversations took a row for each answer, 2 in all" in (run.notes / "report.md").read_text()
+
+
+def test_packed_rows_hold_the_same_documents_and_say_how_full_they_are(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    runs = [hand.run(tmp_path / name) for name in ("rows", "packed")]
+    data = hand.dataset(tmp_path / "data", ROWS, ROWS)
+    for run, packing in zip(runs, (False, True), strict=True):
+        metrics = encode.body(run, EncodeConfig(128, packing=packing), tokenizer, data)
+    rows, packed = (_encoded(run, "train") for run in runs)
+    found = [document for row in packed for document in preview.documents(row)]
+    assert sorted(found) == sorted((row["input_ids"], row["labels"]) for row in rows)
+    assert metrics["packed_rows"] == len(packed) < len(rows)
+    assert metrics["fill"] == metrics["tokens"] / 2 / (128 * len(packed))
+    assert [row["seq_lengths"] for row in _encoded(runs[1], "eval")] == [[len(row["input_ids"])] for row in rows]
+
+
+def test_the_last_turn_is_the_completion_by_another_name_and_has_its_key() -> None:
+    by_name = {mask: keys.keyed_fields(EncodeConfig(mask=mask), None) for mask in Mask}
+    assert by_name[Mask.last_turn] == by_name[Mask.completion]
+    assert len({json.dumps(fields) for fields in by_name.values()}) == 3
+
+
+def test_the_bundled_chats_are_encoded_as_they_always_were(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """By hand: the prompt's ids, then those of the answer and the stop token behind it."""
+    place = Path(__file__).parents[2] / "data" / "tickets" / "chats.jsonl"
+    chats = [{"id": str(n), **json.loads(line)} for n, line in enumerate(place.read_text().splitlines())]
+    run = hand.run(tmp_path / "run")
+    encode.body(run, EncodeConfig(), tokenizer, hand.dataset(tmp_path / "rows", chats))
+    loaded = models.load_tokenizer(tokenizer.path)
+    rows = _encoded(run, "train")
+    assert len(rows) == len(chats)
+    for row, chat in zip(rows, chats, strict=True):
+        prompt = loaded.apply_chat_template(chat["messages"][:-1], add_generation_prompt=True)["input_ids"]
+        whole = loaded.apply_chat_template(chat["messages"])["input_ids"]
+        end = len(whole) - whole[::-1].index(loaded.eos_token_id)
+        assert row["input_ids"] == whole[:end][:1024]
+        assert row["labels"] == ([IGNORED] * len(prompt) + whole[len(prompt) : end])[:1024]

@@ -64,15 +64,16 @@ class Bench:
     folder: Path
 
     def train(self, root: str, method: Method = Method.lora, precision: str = "fp32", **runtime: Any) -> Record:
-        """The adapter for some epochs with dropout, every weight for a few steps."""
+        """The adapter for some epochs with dropout, every weight for a few steps on packed rows, grouped by length."""
         hand.dataset(self.folder / "chats", hand.chats(_told(ROWS)), hand.chats(_told(5)[1:]))
-        steps = STEPS if method is Method.lora else 4
-        given = {"max_steps": steps, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 2}
+        full = method is Method.full
+        given = {"max_steps": 4 if full else STEPS, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 2}
+        given |= {"train_sampling_strategy": "group_by_length"} if full else {}
         cfg = SFTConfig(method, LoRA(rank=4, dropout=0.1), BATCH, Precision(precision), args=given)
         with self._session(root, runtime) as now:
             base = model_in(FolderConfig(str(self.model)))
             rows = rows_in(FolderConfig(str(self.folder / "chats")))
-            sft(cfg, base, encode(EncodeConfig(), base.tokenizer, rows))
+            sft(cfg, base, encode(EncodeConfig(cutoff=80, packing=full), base.tokenizer, rows))
         return now.records[-1]
 
     def prefer(self, root: str, method: Method, precision: str, **runtime: Any) -> Record:
@@ -153,7 +154,9 @@ def test_the_notes_prove_two_ranks_with_disjoint_rows_and_deepspeed_where_it_was
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_full_weights_under_bf16_arithmetic_learn_the_same_and_are_measured_in_it(bench: Bench, strategy: str) -> None:
+def test_full_weights_on_packed_rows_under_bf16_arithmetic_learn_the_same_and_are_measured_in_it(
+    bench: Bench, strategy: str
+) -> None:
     alone = bench.train("full", Method.full, "bf16")
     two = bench.train(f"full {strategy}", Method.full, "bf16", ranks=2, strategy=strategy)
     for name in ("loss", "eval_loss"):
