@@ -26,6 +26,8 @@ from omegaconf.errors import OmegaConfBaseException
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _LOCK = threading.Lock()
 _REGISTERED: dict[str, type] = {}
+_MISTAKES = (HydraException, OmegaConfBaseException, ValueError, AssertionError)
+"""The last two are what a choice of null, and a value below something that is null, fall through as."""
 _NO_SECRETS = "give the value itself, not one from the environment: secrets do not belong into a config."
 
 
@@ -83,7 +85,7 @@ class _Composer:
                 lines = [line.strip() for line in OmegaConf.to_yaml(node).splitlines() if "oc.env" in line]
                 return ConfigError([f"{line}: {_NO_SECRETS}" for line in lines])
             config = OmegaConf.to_object(node)
-        except (HydraException, OmegaConfBaseException) as error:
+        except _MISTAKES as error:
             return ConfigError(self._every_mistake(overrides, error))
         problems = list(_checked(config))
         return ConfigError(problems) if problems else config
@@ -113,7 +115,7 @@ class _Composer:
                 try:
                     OmegaConf.to_object(self._node([override]))
                     self.told[override] = ""
-                except (HydraException, OmegaConfBaseException) as error:
+                except _MISTAKES as error:
                     self.told[override] = explain(self.schema, error, override)
         found = [self.told[override] for override in overrides if self.told[override]]
         return found or [explain(self.schema, first, "")]
@@ -149,6 +151,10 @@ def explain(schema: type, error: BaseException, override: str) -> str:
             f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
         )
     key = override.lstrip("+~").split("=", 1)[0]
+    if "Config group override must be a string" in text:
+        return f"{override}: a choice is left out with ~{key}."
+    if isinstance(error, AssertionError):
+        return "A value stands below something that is null: leave out the value, or the null."
     known = list(dict.fromkeys([*_keys(schema), *_groups()]))
     if key and key not in known and not any(key.startswith(k + ".") for k in known if k.endswith("args")):
         return f"{key}: no such key.{_nearest(key, known)}"
@@ -176,8 +182,10 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(schema)
     for item in dataclasses.fields(schema):
         yield prefix + item.name
-        if dataclasses.is_dataclass(hints[item.name]):
-            yield from _keys(typing.cast(type, hints[item.name]), f"{prefix}{item.name}.")
+        options = typing.get_args(hints[item.name])  # a seat that may be null is `Config | None`
+        for part in options if type(None) in options else [hints[item.name]]:
+            if dataclasses.is_dataclass(part):
+                yield from _keys(typing.cast(type, part), f"{prefix}{item.name}.")
 
 
 def _groups() -> list[str]:

@@ -33,6 +33,8 @@ class SFTThenDPO(Road):
     chats: PreprocessConfig = field(default_factory=PreprocessConfig)
     pairs: PreprocessConfig = field(default_factory=PreprocessConfig)
     prompts: PreprocessConfig = field(default_factory=PreprocessConfig)
+    general: PreprocessConfig | None = None
+    """Held-out rows that have nothing to do with the task; `general=null` leaves out what is measured on them."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
@@ -42,6 +44,8 @@ class SFTThenDPO(Road):
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     fidelity: FidelityConfig = field(default_factory=FidelityConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    retention: EvaluateConfig = field(default_factory=EvaluateConfig)
+    """How the base and the aligned model are measured on the general rows."""
     compare: CompareConfig = field(default_factory=CompareConfig)
 
     def problems(self) -> Iterator[str]:
@@ -50,9 +54,12 @@ class SFTThenDPO(Road):
             yield "dpo.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
         if self.sft.method is Method.lora and self.dpo.lora != LoRA():
             yield "dpo.lora has no effect: DPO goes on with the adapter that SFT made. Set sft.lora instead."
-        for seat in ("chats", "pairs", "prompts"):
-            if (kind := getattr(self, seat).kind) != seat:
-                yield f"{seat}.kind is {kind}, and this road needs {seat} there: choose other data, or set it."
+        if self.evaluate.max_new_tokens == 0:
+            yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
+        for seat, wanted in (("chats", "chats"), ("pairs", "pairs"), ("prompts", "prompts"), ("general", "prompts")):
+            rows = getattr(self, seat)
+            if rows and rows.kind != wanted:
+                yield f"{seat}.kind is {rows.kind}, and this road needs {wanted} there: choose other data, or set it."
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
@@ -67,7 +74,11 @@ def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
     gguf = quantize(cfg.quantize, f16)
     trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
     scores = [evaluate(cfg.evaluate, model, prompts) for model in (base, tuned, aligned, gguf)]
-    return compare(cfg.compare, scores, trust)
+    retained = []
+    if cfg.general:
+        general = preprocess(cfg.general)
+        retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)]
+    return compare(cfg.compare, scores, trust, retained)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
     merged  -> f16       what the converter changed           (merged in fp32)
     f16     -> level     what quantization cost
 
-It measures and does not judge: `compare` does.
+And whether the f16 GGUF chats as the merged model does: the same prompt under its own template and tokenizer, the same
+first tokens of an answer. It measures and does not judge: `compare` does.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.runtime import GGUF, Dataset, Metrics, Model, Run, stage
+
+if TYPE_CHECKING:
+    from tasks.llm import chat
 
 
 @dataclass
 class FidelityConfig:
     rows: int = 64
     """Held-out rows to measure on, at most."""
+    chats: int = 16
+    """Of these, how many to begin an answer to, with the merged model and with the f16 GGUF; 0 for none."""
 
     def problems(self) -> Iterator[str]:
         if self.rows < 1:
             yield f"rows is {self.rows}; give a positive number, 64 or more for figures to trust."
+        if self.chats < 0:
+            yield f"chats is {self.chats}; give 0 or more."
 
 
-@stage(makes=Metrics, version="1", device=True)
+@stage(makes=Metrics, version="2", device=True)
 def fidelity(
     run: Run, cfg: FidelityConfig, policy: Model, merged: Model, f16: GGUF, level: GGUF, prompts: Dataset
 ) -> dict[str, float]:
@@ -60,10 +68,33 @@ def fidelity(
         before = now
 
     found = {name: pair.result() for name, pair in pairs.items()}
+    begun = _begun(merged, f16, asked[: cfg.chats], turns) if cfg.chats else {}
     about = {"level": gguf.file_in(level.path).stem.removeprefix("model-"), "rows": len(turns), "tokens": sum(lengths)}
-    (run.out / "metrics.json").write_text(json.dumps({**about, "pairs": found}, indent=1))
+    (run.out / "metrics.json").write_text(json.dumps({**about, "pairs": found, "chat": begun}, indent=1))
     flat = {f"{name}_{measure}": value for name, pair in found.items() for measure, value in pair.items()}
-    return flat | {"tokens": sum(lengths), "rows": len(turns)}
+    return flat | begun | {"tokens": sum(lengths), "rows": len(turns)}
+
+
+def _begun(merged: Model, f16: GGUF, asked: list[dict[str, Any]], turns: list[chat.Turn]) -> dict[str, float]:
+    """The share of chats whose prompt is the same to both, and of those that both begin to answer in the same way.
+
+    The GGUF speaks first, freely; the merged model is asked whether it would have chosen the same tokens one by one.
+    """
+    from tasks.llm import chat, gguf, models, scoring
+
+    with gguf.Engine(gguf.file_in(f16.path), context=scoring.room(asked) + _FIRST) as engine:
+        prompts = [engine.prompt(row["prompt"]) for row in asked]
+        said = [engine.begin(prompt, _FIRST) for prompt in prompts]
+    model = models.load(merged.path, merged.base.path, "fp32").eval()
+    met = [chat.Turn(turn.prompt, answer) for turn, answer in zip(turns, said, strict=False)]
+    same = [prompt == turn.prompt for prompt, turn in zip(prompts, turns, strict=False)]
+    followed = [scoring.followed(scoring.answer_logits(model, turn), turn.answer) for turn in met]
+    shares = {"prompt_ids_same": sum(same) / len(same), "first_tokens_same": sum(followed) / len(followed)}
+    return {"chats": len(asked), "first_tokens": _FIRST, **shares}
+
+
+_FIRST = 8
+"""Tokens of an answer's beginning: what goes wrong in a template or a tokenizer shows there."""
 
 
 Logits = Callable[[list[Any]], Iterator[Any]]

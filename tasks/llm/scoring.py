@@ -117,6 +117,29 @@ class LogitsFile:
         return self._rows[self.starts[index] : self.starts[index + 1]]
 
 
+def followed(logits: np.ndarray[Any, Any], said: Sequence[int]) -> bool:
+    """Whether each of these tokens is one that greedy decoding may take where `logits` (tokens, vocabulary) hold.
+
+    Two number formats may order a near tie differently, so a token within `_TIE` of the best one counts as the best.
+    """
+    chosen = logits[range(len(said)), list(said)]
+    return bool((logits.max(axis=-1) - chosen <= _TIE).all())
+
+
+_TIE = 0.05
+"""Nats."""
+
+
+def room(asked: Sequence[dict[str, Any]]) -> int:
+    """Tokens that no row's prompt and answer exceed in any vocabulary: none has a token shorter than a byte."""
+    texts = [[*(message["content"] for message in row["prompt"]), row["answer"]] for row in asked]
+    return max(sum(len(text.encode()) for text in told) for told in texts) + _TEMPLATE_TOKENS
+
+
+_TEMPLATE_TOKENS = 256
+"""Room for what a chat template writes around the messages."""
+
+
 def exact_match(said: str, wanted: str) -> float:
     """1 when the answer is the wanted text to the letter, white space at the ends aside."""
     return float(said.strip() == wanted.strip())

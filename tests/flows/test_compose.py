@@ -44,6 +44,7 @@ def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
         "download/hub": ["download.repo=owner/name"],
     }
     seat = f"{group}@{choice.split('_')[-1]}" if group == "preprocess" else group
+    seat = "evaluate@retention" if choice == "loss_only" else seat  # the road's own answers are scored
     needs["dpo/full"] = ["sft=full"]
     composed(f"{seat}={choice}", *needs.get(f"{group}/{choice}", []))
 
@@ -188,6 +189,23 @@ def test_one_wrong_trial_leaves_the_others_as_they_are() -> None:
     right, wrong_one = compose.compose_all("sft_then_dpo", SFTThenDPO, [["dpo.args.beta=0.3"], ["dpo.args.beta=-1"]])
     assert right.dpo.args["beta"] == 0.3
     assert isinstance(wrong_one, compose.ConfigError)
+
+
+def test_a_seat_that_may_be_null_is_left_out_and_its_keys_are_known() -> None:
+    assert composed("general=null").general is None
+    assert composed("~preprocess@general", "debug=smoke").general is None
+    assert composed("general.max_rows=4").general.max_rows == 4
+    (problem,) = wrong("general.max_row=4")
+    assert problem == "general.max_row: no such key. Did you mean general.max_rows or general.min_rows?"
+
+
+def test_null_where_it_cannot_stand_says_what_to_write() -> None:
+    assert wrong("preprocess@general=null") == [
+        "preprocess@general=null: a choice is left out with ~preprocess@general."
+    ]
+    assert wrong("general=null", "general.max_rows=4") == [
+        "A value stands below something that is null: leave out the value, or the null."
+    ]
 
 
 def test_values_that_are_swept_need_a_sweep() -> None:

@@ -53,7 +53,7 @@ def files(root: Path) -> Iterator[tuple[str, int, int]]:
 def test_before_anything_ran_nothing_is_cached(tiny_model: Path, tmp_path: Path) -> None:
     found = planned(tiny_model, tmp_path)
     begins = {step.label for step in found.steps if step.state == "runs"}
-    assert begins == {"download", "preprocess chats", "preprocess pairs", "preprocess prompts"}
+    assert begins == {"download", "preprocess chats", "preprocess general", "preprocess pairs", "preprocess prompts"}
     assert set(states(found)) == {"runs", "depends"}
     assert step(found, "sft of download").peak, "the model is a folder here: its config.json can be read already"
 
@@ -61,7 +61,7 @@ def test_before_anything_ran_nothing_is_cached(tiny_model: Path, tmp_path: Path)
 def test_after_a_run_everything_is_cached(tiny_model: Path, first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(states(planned(tiny_model, first))) == {"cached"}
     plan.show(sft_then_dpo, config(tiny_model, first))
-    assert "17 cached" in capsys.readouterr().out
+    assert "20 cached" in capsys.readouterr().out
 
 
 def test_after_a_changed_knob_it_names_what_then_really_runs_and_why(
@@ -102,7 +102,7 @@ except SystemExit as end:
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=roads.ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
-    assert "9 cached, 1 run, 7 depend; about " in done.stdout
+    assert "11 cached, 1 run, 8 depend; about " in done.stdout
 
 
 def test_a_sweep_is_one_plan(tiny_model: Path, first: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_a_sweep_is_one_plan(tiny_model: Path, first: Path, capsys: pytest.Captu
     ]
     plan.show_sweep(sft_then_dpo, trials)
     said = capsys.readouterr().out
-    assert said.startswith("6 trials: 1 download, 3 preprocess, 1 encode, 2 sft, 2 reference, 6 dpo, 6 merge, ")
+    assert said.startswith("6 trials: 1 download, 4 preprocess, 1 encode, 2 sft, 2 reference, 6 dpo, 6 merge, ")
     assert "4 sft, 4 reference" in said.split("\n")[0] and said.split("\n")[0].endswith(" saved")
     assert "dpo of sft (6 times)" in said and "evaluate of download  " in said
 
@@ -141,4 +141,4 @@ def test_from_the_ui_the_plan_is_the_report_and_the_run_is_completed(
     asked = {name: parameter.default for name, parameter in flow.fn.__signature__.parameters.items()}
     state = flow.fn(**asked | {"overrides": roads.overrides(tiny_model, first, "plan=true")})
     assert state.is_completed() and state.message == "a plan: nothing was run"
-    assert told[0].startswith("```\n") and "17 cached" in told[0]
+    assert told[0].startswith("```\n") and "20 cached" in told[0]

@@ -17,7 +17,7 @@ from tests import servers
 from tests.fake_hub import FakeHub
 from tests.flows import roads
 
-STAGES = 17
+STAGES = 20
 """Stage calls of flows.sft_then_dpo."""
 
 

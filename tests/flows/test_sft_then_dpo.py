@@ -42,6 +42,7 @@ def test_a_second_run_finds_everything(tiny_model: Path, again: Path) -> None:
 
 
 BELOW_DPO = {"dpo", "merge", "convert", "quantize", "fidelity", "evaluate of dpo", "evaluate of quantize", "compare"}
+BELOW_DPO |= {"evaluate retention of dpo"}
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,18 @@ def test_another_cutoff_of_the_pairs_asks_the_reference_again(tiny_model: Path, 
     ran = roads.made(roads.travelled(tiny_model, again, "reference.cutoff=420"))
     assert "reference" in ran
     assert ran - {"reference"} <= BELOW_DPO
+
+
+def test_what_the_base_knew_is_measured_on_rows_of_their_own(first: Path) -> None:
+    told = roads.newest(first)["verdict"]["retention"]
+    assert (told["from"], told["to"], told["metric"], told["prompts"]) == ("download", "dpo", "loss", 48)
+
+
+def test_without_general_rows_the_road_does_not_ask_what_was_forgotten(tiny_model: Path, again: Path) -> None:
+    found = roads.travelled(tiny_model, again, "general=null")
+    assert roads.made(found) == {"compare"}
+    assert not [call for call in found if "general" in call or "retention" in call]
+    assert roads.newest(again)["verdict"]["retention"] is None
 
 
 def test_a_changed_logging_cadence_runs_nothing(tiny_model: Path, again: Path) -> None:

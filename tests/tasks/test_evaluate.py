@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.llm import models
+from tasks.llm import gguf, models, scoring
 from tasks.runtime import GGUF, Dataset, Model, Precision, Run
 from tests import hand, tiny
 
@@ -124,12 +125,33 @@ def test_a_gguf_is_measured_as_the_model_it_was_made_of(
     full: Model, tiny_gguf: Path, prompts: Dataset, tmp_path: Path
 ) -> None:
     runs = [hand.run(tmp_path / name) for name in ("model", "gguf")]
-    gguf = hand.handle(GGUF, tiny_gguf.parent, stage="convert")
-    found = [evaluate.body(run, CONFIG, model, prompts) for run, model in zip(runs, (full, gguf), strict=True)]
+    made = hand.handle(GGUF, tiny_gguf.parent, stage="convert")
+    found = [evaluate.body(run, CONFIG, model, prompts) for run, model in zip(runs, (full, made), strict=True)]
     assert found[0] == pytest.approx(found[1], abs=1e-3)
     for i in "0123":
         assert _lines(runs[0])[i] == pytest.approx(_lines(runs[1])[i], abs=1e-3)
     assert json.loads((runs[1].out / "metrics.json").read_text())["model"]["kind"] == "GGUF"
+
+
+@pytest.mark.parametrize("kind", [Model, GGUF])
+def test_without_answers_the_losses_are_the_same_and_nothing_is_generated(
+    kind: type[Model] | type[GGUF],
+    tiny_model: Path,
+    tiny_gguf: Path,
+    prompts: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = hand.handle(kind, tiny_model if kind is Model else tiny_gguf.parent)
+    runs = [hand.run(tmp_path / name) for name in ("answers", "losses")]
+    evaluate.body(runs[0], CONFIG, model, prompts)
+    monkeypatch.delattr(scoring, "generate")
+    monkeypatch.delattr(gguf.Engine, "chat")
+    metrics = evaluate.body(runs[1], dataclasses.replace(CONFIG, max_new_tokens=0), model, prompts)
+    answers, losses = map(_lines, runs)
+    assert set(losses["0"]) == {"id", "answer", "loss"}
+    assert [losses[i]["loss"] for i in "0123"] == pytest.approx([answers[i]["loss"] for i in "0123"])
+    assert list(metrics) == ["loss"]
 
 
 def test_without_prompts_it_says_what_to_give(run: Run, full: Model, tmp_path: Path) -> None:
@@ -139,4 +161,5 @@ def test_without_prompts_it_says_what_to_give(run: Run, full: Model, tmp_path: P
 
 def test_numbers_that_cannot_be_are_problems() -> None:
     assert list(EvaluateConfig().problems()) == []
-    assert len(list(EvaluateConfig(max_new_tokens=0, batch_size=0).problems())) == 2
+    assert len(list(EvaluateConfig(max_new_tokens=-1, batch_size=0).problems())) == 2
+    assert list(EvaluateConfig(max_new_tokens=0).problems()) == []

@@ -9,9 +9,9 @@ import pytest
 from tasks.fidelity import FidelityConfig, fidelity
 from tasks.llm import gguf
 from tasks.runtime import GGUF, Dataset, Model, Run
-from tests import hand
+from tests import hand, tiny
 
-FEW = FidelityConfig()
+FEW = FidelityConfig(chats=0)
 
 
 @pytest.fixture
@@ -75,11 +75,38 @@ def test_as_many_rows_as_asked_for_are_measured_and_progress_reaches_the_end(
 ) -> None:
     told: list[tuple[int, int, str]] = []
     run = hand.run(tmp_path / "run", progress=lambda *step: told.append(step))
-    metrics = fidelity.body(run, FidelityConfig(rows=2), full, full, f16, f16, prompts)
+    metrics = fidelity.body(run, FidelityConfig(rows=2, chats=0), full, full, f16, f16, prompts)
     assert metrics["rows"] == 2
     assert [done for done, _, _ in told] == list(range(1, 9))
     assert [what for _, _, what in told[::2]] == ["adapter", "merged", "f16", "level"]
     assert {total for _, total, _ in told} == {8}
+
+
+def test_a_gguf_that_chats_as_its_model_does_meets_the_same_prompts_and_begins_the_same_answers(
+    run: Run, full: Model, f16: GGUF, prompts: Dataset
+) -> None:
+    metrics = fidelity.body(run, FidelityConfig(chats=3), full, full, f16, f16, prompts)
+    assert (metrics["prompt_ids_same"], metrics["first_tokens_same"], metrics["chats"]) == (1, 1, 3)
+    found = json.loads((run.out / "metrics.json").read_text())
+    assert found["chat"] == {"chats": 3, "first_tokens": 8, "prompt_ids_same": 1, "first_tokens_same": 1}
+
+
+def test_a_gguf_whose_template_opens_no_answer_is_found_out(
+    run: Run, full: Model, f16: GGUF, prompts: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "deaf").mkdir()
+    deaf = tmp_path / "deaf" / "model-f16.gguf"
+    gguf.annotate(gguf.file_in(f16.path), deaf, {"tokenizer.chat_template": tiny.TEMPLATE.replace("assistant", "")})
+    metrics = fidelity.body(run, FidelityConfig(), full, full, hand.handle(GGUF, deaf.parent), f16, prompts)
+    assert (metrics["prompt_ids_same"], metrics["f16_kl"] < 1e-6) == (0, True)  # its weights are as they were
+
+
+def test_a_gguf_of_another_model_begins_other_answers(
+    run: Run, full: Model, f16: GGUF, prompts: Dataset, tmp_path: Path
+) -> None:
+    other = hand.handle(Model, tiny.build(tmp_path / "other", says="No."))
+    metrics = fidelity.body(run, FidelityConfig(), full, other, f16, f16, prompts)
+    assert (metrics["prompt_ids_same"], metrics["first_tokens_same"]) == (1, 0)
 
 
 def test_nothing_to_measure_on_is_refused_before_any_model_is_loaded(run: Run, full: Model, tmp_path: Path) -> None:
@@ -90,4 +117,4 @@ def test_nothing_to_measure_on_is_refused_before_any_model_is_loaded(run: Run, f
 
 def test_a_number_of_rows_that_cannot_be_is_a_problem() -> None:
     assert list(FidelityConfig().problems()) == []
-    assert len(list(FidelityConfig(rows=0).problems())) == 1
+    assert len(list(FidelityConfig(rows=0, chats=-1).problems())) == 2

@@ -76,6 +76,21 @@ def test_logits_come_back_from_disk_answer_by_answer(tmp_path: Path) -> None:
     assert all((kept[index] == answers[index]).all() for index in range(3))
 
 
+def test_a_token_follows_where_it_is_the_best_or_all_but_the_best() -> None:
+    logits = np.array([[3.0, 1, 0], [1.0, 1.04, 0]], dtype=np.float32)
+    assert scoring.followed(logits, [0, 1])
+    assert scoring.followed(logits, [0, 0])  # a near tie, which two number formats may order differently
+    assert not scoring.followed(logits, [1, 1])
+    assert not scoring.followed(logits, [0, 2])
+
+
+def test_no_row_has_more_tokens_than_it_is_given_room_for(tiny_model: Path) -> None:
+    rows = [{"prompt": [{"role": "user", "content": word * 40}], "answer": word} for word in ("naïve 😁", "b")]
+    told = [{"done": row["prompt"][0]["content"], "said": row["answer"]} for row in rows]
+    longest = max(len(turn.prompt) + len(turn.answer) for turn in turns(tiny_model, told))
+    assert longest <= scoring.room(rows)
+
+
 def test_answer_logits_are_those_that_predict_the_answers_tokens(talker: tuple[Any, Any, list[Turn]]) -> None:
     import torch
 
