@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-import os
+import mimetypes
 import platform
 import shlex
 import signal
@@ -18,17 +18,19 @@ import sys
 import time
 import traceback
 import uuid
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
-from flows import report, trials
+from flows import arrival, form, report, trials
 from flows.compose import ConfigError, choices, compose
-from flows.server import TEMPORARY, prefect_server
+from flows.server import prefect_server
+from flows.surroundings import prepare_environment
 from tasks.llm.training import rows_at_once
 from tasks.runtime import RuntimeConfig, keys, room, session
 from tasks.runtime.calls import git_state
@@ -107,44 +109,46 @@ def _exit_code(state: Any) -> int:
     return 3 if state.name == "VerdictFailed" else 1
 
 
-def front_door(drawing: Drawing, schema: type) -> Any:
-    """The drawing as a Prefect flow. Parameters: each named choice, `overrides`, `config_dirs`."""
-    from prefect import flow
+def front_door(drawing: Drawing, schema: type, served: bool = False) -> Any:
+    """The drawing as a Prefect flow. Parameters: each named choice, `overrides`; where it is not served, `config_dirs`.
+
+    Served, it is open to everybody who sees the form, and refuses what is for the owner of the machine to say.
+    """
+    from prefect import flow, get_run_logger
     from prefect.states import Cancelled, Completed, Failed
 
-    seats = choices(drawing.__name__)
+    name = drawing.__name__
+    seats = choices(name)
 
     def run(**given: Any) -> Any:
-        picked = [f"{seat}={given[_parameter(seat)]}" for seat in seats if given[_parameter(seat)] != seats[seat][0]]
-        config = compose(drawing.__name__, schema, picked + given["overrides"], given["config_dirs"])
+        asked = form.asked(seats, given)
+        try:
+            config = form.read(name, schema, asked) if served else compose(name, schema, asked, given["config_dirs"])
+        except ConfigError as error:
+            said = f"Nothing was started, for the config is wrong:\n{error}"
+            get_run_logger().error(said)  # a page of Prefect's opens at its logs
+            return Failed(name="Refused", message=said)
+        prepare_environment(config.runtime)
         if config.plan:
             from flows.plan import text
 
             _tell_prefect(text(drawing, config))
             return Completed(message="a plan: nothing was run")
         try:
-            passed = travel(drawing, config, picked + given["overrides"])
+            passed = travel(drawing, config, asked + form.owners() if served else asked)
         except Stopped as stop:
             return Cancelled(message=f"{stop}. The same command goes on from here.")
         if passed:
             return Completed(message="verdict passed")
         return Failed(name="VerdictFailed", message="a gate failed; every artifact and the report are kept")
 
-    kind = inspect.Parameter.KEYWORD_ONLY
-    parameters = [
-        inspect.Parameter(_parameter(seat), kind, default=default, annotation=Literal[tuple(options)])
-        for seat, (default, options) in seats.items()
-    ]
-    parameters += [inspect.Parameter(n, kind, default=[], annotation=list[str]) for n in ("overrides", "config_dirs")]
+    parameters = form.parameters(name, served)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    run.__doc__ = drawing.__doc__ or sys.modules[drawing.__module__].__doc__
-    name = drawing.__name__
-    return flow(name=name, flow_run_name=lambda: _run_name(name), persist_result=False)(run)
-
-
-def _parameter(seat: str) -> str:
-    return seat.split("@")[-1]
+    about = inspect.getdoc(drawing) or inspect.getdoc(sys.modules[drawing.__module__]) or name
+    run.__doc__ = form.explained(name, about) if served else about
+    words = form.described(name, about) if served else about
+    return flow(name=name, description=words, flow_run_name=lambda: _run_name(name), persist_result=False)(run)
 
 
 def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
@@ -226,20 +230,18 @@ def _failed(tracker: Tracker | None, folder: Path, error: BaseException) -> None
 
 
 def _arrived(now: Session, folder: Path) -> bool:
-    verdict = report.verdict_of(now)
+    left = arrival.leave(now, folder)
+    verdict = left.told.verdict
     passed = verdict is None or bool(verdict["passed"])
     if passed and verdict:
         _register(now, verdict["candidate"]["digest"])
-    where = _where_to_look(now, folder)
-    text = report.markdown(now, verdict, where)
-    (folder / "report.md").write_text(text)
-    (folder / "report.json").write_text(json.dumps(report.data(now, verdict), indent=1))
-    report.show(Console(highlight=False), now, verdict, where)
-    _tell_prefect(text)
+    report.show(Console(highlight=False), now, left.told, left.where)
+    _tell_prefect(report.markdown(now, left.told, left.where, _embedded(left.pictures)))
     if now.tracker:
         now.tracker.scores(report.scores(verdict))
         now.tracker.tag("verdict", "passed" if passed else "failed")
-        now.tracker.file(folder / "report.md")
+        for place in [folder / "report.md", *left.pictures, *left.card]:
+            now.tracker.file(place, place.parent.relative_to(folder).as_posix())
         now.tracker.end("FINISHED" if passed else "FAILED")
     return passed
 
@@ -253,19 +255,10 @@ def _register(now: Session, digest: str) -> None:
         now.tracker.register(now.config.register, tags, source, manifest["mlflow_run"])
 
 
-def _where_to_look(now: Session, folder: Path) -> list[tuple[str, str]]:
-    product = report.product(now)
-    gguf = [("GGUF", str(product))] if product else []
-    bin_ = Path(sys.executable).parent
-    mlflow = now.tracker.uri if now.tracker else ""
-    quiet = "MLFLOW_DISABLE_TELEMETRY=true "
-    mlflow = mlflow if mlflow.startswith("http") else f"{quiet}{bin_ / 'mlflow'} ui --backend-store-uri {mlflow}"
-    home = f"PREFECT_HOME={os.environ['PREFECT_HOME']} " if "PREFECT_HOME" in os.environ else ""
-    home += "PREFECT_SERVER_ANALYTICS_ENABLED=false "
-    running = "" if TEMPORARY in os.environ else os.environ.get("PREFECT_API_URL", "").removesuffix("/api")
-    prefect = running or f"{home}{bin_ / 'prefect'} server start"
-    found = [*gguf, ("report", str(folder / "report.md")), ("MLflow UI", mlflow), ("Prefect UI", prefect)]
-    return [*report.remarks(now), *found]
+def _embedded(pictures: list[Path]) -> dict[str, str]:
+    """Pictures as links that hold them: Prefect keeps no files, and its page shows nothing of our disk."""
+    kinds = {place: mimetypes.guess_type(place.name)[0] for place in pictures}
+    return {p.stem: f"data:{kind};base64,{b64encode(p.read_bytes()).decode()}" for p, kind in kinds.items()}
 
 
 def _tell_prefect(text: str) -> None:
@@ -273,4 +266,4 @@ def _tell_prefect(text: str) -> None:
     from prefect.context import FlowRunContext
 
     if FlowRunContext.get() is not None:
-        create_markdown_artifact(text, key="run-report")
+        create_markdown_artifact(text, description="**The report** of this run")

@@ -25,8 +25,9 @@ from hydra.types import HydraContext
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from flows import job, leaderboard, picture, trials
+from flows import job, leaderboard, seeds, trials
 from flows.leaderboard import Board
+from flows.pictures import sweep as picture
 from flows.server import prefect_server
 from flows.trials import State, Trial
 from tasks.runtime.stopping import Stopped
@@ -169,37 +170,44 @@ class Leader:
         files = leaderboard.write(board, self.folder)
         if picture.draw(board, self.folder / "score.png"):
             files.append(self.folder / "score.png")
-        leaderboard.show(Console(highlight=False), board, self.folder)
-        self._tell(board, files, in_prefect=not code)  # who asked for a stop waits for it
+        console = Console(highlight=False)
+        leaderboard.show(console, board, self.folder)
+        over_seeds = seeds.over(board, Path(self.config.runtime.root, "store"))
+        if over_seeds:
+            files += seeds.write(over_seeds, self.name, self.folder)
+            seeds.show(console, over_seeds, self.folder)
+        text = leaderboard.markdown(board) + (f"\n{seeds.markdown(over_seeds, self.name)}" if over_seeds else "")
+        self._tell(board, files, "" if code else text)  # who asked for a stop waits for it
         failed = any(trial.state is State.failed for trial in found)
         if self.tracker:
             self.tracker.end("KILLED" if code else "FAILED" if failed else "FINISHED")
         return code or int(failed)
 
-    def _tell(self, board: Board, files: list[Path], in_prefect: bool) -> None:
-        """MLflow gets the files and the best score under the sweep's run, Prefect the table as an artifact."""
+    def _tell(self, board: Board, files: list[Path], text: str) -> None:
+        """MLflow gets the files and the best score under the sweep's run, Prefect (with a text) the table, too."""
         command = shlex.join(["python", "-m", f"flows.{self.asked.drawing.__name__}", "-m", *self.asked.words])
-        (self.folder / "sweep.json").write_text(json.dumps({"command": command, "knobs": board.knobs}, indent=1))
+        told = {"knobs": board.knobs, "maximize": board.maximize}
+        (self.folder / "sweep.json").write_text(json.dumps({"command": command, **told}, indent=1))
         if self.tracker:
             best = board.best
             self.tracker.scores({f"best.{board.metric}": best.score} if best and best.score is not None else {})
             for place in files:
                 self.tracker.file(place)
-        if not in_prefect:
+        if not text:
             return
         try:
-            _as_artifact(board, f"{self.asked.drawing.__name__}-sweep")
+            _as_artifact(board, f"{self.asked.drawing.__name__}-sweep", text)
         except Exception as error:
             warnings.warn(f"Prefect does not take the leaderboard ({error}); it lies in {self.folder}.", stacklevel=2)
 
 
-def _as_artifact(board: Board, name: str) -> None:
+def _as_artifact(board: Board, name: str, text: str) -> None:
     """Prefect keeps artifacts of flow runs only, so the end of a sweep is a small one."""
     from prefect import flow
     from prefect.artifacts import create_table_artifact
 
     def publish() -> None:
         table = [*map(dict, leaderboard.rows(board))]
-        create_table_artifact(table, key="sweep-leaderboard", description=leaderboard.markdown(board))
+        create_table_artifact(table, key="sweep-leaderboard", description=text)
 
     flow(name=name, flow_run_name=board.name, persist_result=False)(publish)()

@@ -153,8 +153,7 @@ def write(board: Board, folder: Path) -> list[Path]:
     return [table, text]
 
 
-def show(console: Console, board: Board, folder: Path) -> None:
-    head, *body = lines(board)
+def show_table(console: Console, head: list[str], *body: list[str]) -> None:
     table = Table(box=box.SIMPLE)
     for name in head:
         table.add_column(name, no_wrap=True)
@@ -163,6 +162,10 @@ def show(console: Console, board: Board, folder: Path) -> None:
     widths = (max(len(line[n]) for line in [head, *body]) for n in range(len(head)))
     console.width = max(console.width, sum(widths) + 3 * len(head) + 2)  # a narrow window wraps; nothing is cut
     console.print(table)
+
+
+def show(console: Console, board: Board, folder: Path) -> None:
+    show_table(console, *lines(board))
     for sentence in sentences(board):
         console.print(f"  {sentence}", markup=False, soft_wrap=True)
     console.print(f"  leaderboard  {folder}", soft_wrap=True)

@@ -1,8 +1,7 @@
-"""What a person sees at the end of a run: the stages, the scores, the verdict, and where to look."""
+"""What a person sees at the end of a run: how the models score, the verdict, the stages, and where to look."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tasks.runtime.calls import headline
+from flows.story import Story, called
+from tasks.runtime.calls import headline as figures_of
 from tasks.runtime.session import Record, Session
+
+Verdict = dict[str, Any]
 
 
 def labels(records: list[Record]) -> list[str]:
@@ -23,23 +25,24 @@ def labels(records: list[Record]) -> list[str]:
     return [f"{n} of {r.inputs[0]}" if n in twice and r.inputs else n for n, r in zip(names, records, strict=True)]
 
 
-def verdict_of(session: Session) -> dict[str, Any] | None:
-    """The comparison's verdict, read from the artifact, so that a cached run has it too."""
-    for record in reversed(session.records):
-        if record.manifest["kind"] == "Comparison":
-            place = session.store.root / "objects" / record.manifest["digest"] / "verdict.json"
-            found: dict[str, Any] = json.loads(place.read_text())
-            return found
-    return None
-
-
 def rows(records: list[Record]) -> list[tuple[str, str, str, str]]:
     """Stage, state, time, key figures."""
-    figures = [headline(r.manifest) + r.note for r in records]
+    figures = [figures_of(r.manifest) + r.note for r in records]
     return [(n, r.state, f"{r.seconds:.1f} s", f) for n, r, f in zip(labels(records), records, figures, strict=True)]
 
 
-def score_rows(verdict: dict[str, Any]) -> list[tuple[str, ...]]:
+def headline(verdict: Verdict) -> str:
+    """The objective's story in a sentence."""
+    objective, (first, *_, last) = verdict["objective"], verdict["scores"]
+    low, high = last["interval"]
+    names = [called(verdict, score["model"]["stage"]) for score in (first, last)]
+    return (
+        f"On {last['prompts']} held-out prompts {names[1]} reaches {objective} {last[objective]:.3f} "
+        f"[{low:.3f}, {high:.3f}]; {names[0]} {first[objective]:.3f}."
+    )
+
+
+def score_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """A header and a line per model: the objective with its interval, then the other measures."""
     objective = verdict["objective"]
     others = [name for name in ("exact_match", "json_valid", "loss", "stopped") if name != objective]
@@ -47,31 +50,54 @@ def score_rows(verdict: dict[str, Any]) -> list[tuple[str, ...]]:
     for score in verdict["scores"]:
         low, high = score["interval"]
         measures = (f"{score[name]:.3f}" for name in others)
-        found.append((score["model"]["stage"], f"{score[objective]:.3f} [{low:.3f}, {high:.3f}]", *measures))
+        name = called(verdict, score["model"]["stage"])
+        found.append((name, f"{score[objective]:.3f} [{low:.3f}, {high:.3f}]", *measures))
     return found
 
 
-def difference_lines(verdict: dict[str, Any]) -> list[str]:
+def difference_lines(verdict: Verdict) -> list[str]:
     """Each model against the one before it, on the same prompts; whether the interval leaves chance behind."""
     found = []
     for step in verdict["differences"]:
         low, high = step["interval"]
         beyond = "beyond chance" if low > 0 or high < 0 else "within chance"
-        found.append(f"{step['from']} -> {step['to']}: {step['mean']:+.3f} [{low:+.3f}, {high:+.3f}], {beyond}")
+        names = " -> ".join(called(verdict, step[end]) for end in ("from", "to"))
+        found.append(f"{names}: {step['mean']:+.3f} [{low:+.3f}, {high:+.3f}], {beyond}")
     return found
 
 
-def fidelity_lines(verdict: dict[str, Any]) -> list[str]:
+def forms(verdict: Verdict | None) -> list[dict[str, Any]]:
+    """Each measured form of the model against the one it was made of: `name`, `kl`, `same_top1`, and the limits of its
+    gates, `kl_max` and `same_top1_min`, where there are any."""
+    found = (verdict or {}).get("fidelity", {})
+    limits = {gate["name"]: gate["limit"] for gate in (verdict or {}).get("gates", [])}
+    names = {"merged": "adapter -> merged", "f16": "merged -> f16", "level": f"f16 -> {found.get('level', '')}"}
+    forms = []
+    for pair, measured in found.get("pairs", {}).items():
+        gate = f"{found.get('level', '')}." if pair == "level" else f"{pair}_"
+        about = {limit: limits.get(gate + limit) for limit in ("kl_max", "same_top1_min")}
+        forms.append({"name": names.get(pair, f"f16 -> {pair}"), **measured, **about})
+    return forms
+
+
+def fidelity_lines(verdict: Verdict) -> list[str]:
     """What each form of the model costs against the one before it."""
-    fidelity = verdict["fidelity"]
-    names = {"merged": "adapter -> merged", "f16": "merged -> f16", "level": f"f16 -> {fidelity.get('level', '')}"}
     return [
-        f"{names[name]:<18} KL {pair['kl']:.5f}, same most likely token {pair['same_top1']:.2%}"
-        for name, pair in fidelity.get("pairs", {}).items()
+        f"{form['name']:<18} KL {form['kl']:.2g}, same most likely token {form['same_top1']:.2%}"
+        for form in forms(verdict)
     ]
 
 
-def scores(verdict: dict[str, Any] | None) -> dict[str, float]:
+def retention_lines(verdict: Verdict) -> list[str]:
+    """What the aligned model lost of what the base knew, where that was asked."""
+    if not (step := verdict.get("retention")):
+        return []
+    low, high = step["interval"]
+    names = " -> ".join(called(verdict, step[end]) for end in ("from", "to"))
+    return [f"{step['prompts']} general rows, {names}: {step['metric']} {step['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"]
+
+
+def scores(verdict: Verdict | None) -> dict[str, float]:
     """The scores of every model by name, for a tracker."""
     names = ("exact_match", "json_valid", "loss", "stopped")
     models = verdict["scores"] if verdict else []
@@ -90,31 +116,35 @@ def remarks(session: Session) -> list[tuple[str, str]]:
     return found
 
 
-def gate_lines(verdict: dict[str, Any]) -> list[str]:
+def gate_lines(verdict: Verdict) -> list[str]:
     """What every failed gate measured, its limit, and what to try."""
     failed = [gate for gate in verdict["gates"] if not gate["passed"]]
-    return [f"{g['name']}: measured {g['value']:.4g}, limit {g['limit']:.4g}. {g['advice']}" for g in failed]
+    said = [" ".join(word for word in (g.get("means"), g["advice"]) if word) for g in failed]
+    numbers = [f"{g['name']}: measured {g['value']:.4g}, limit {g['limit']:.4g}." for g in failed]
+    return [f"{measured} {words}" for measured, words in zip(numbers, said, strict=True)]
 
 
-def show(console: Console, session: Session, verdict: dict[str, Any] | None, where: list[tuple[str, str]]) -> None:
-    table = Table("stage", "state", "time", "key figures", box=box.SIMPLE, title_justify="left")
-    for row in rows(session.records):
-        table.add_row(*row)
-    console.print(table)
-    if verdict:
-        head, *lines = score_rows(verdict)
-        beside = Table(*head, box=box.SIMPLE)
-        for line in lines:
-            beside.add_row(*line)
-        console.print(beside)
-        for text in [*difference_lines(verdict), "", *fidelity_lines(verdict), "", *_verdict_lines(verdict)]:
-            console.print(f"  {text}", soft_wrap=True)
-    console.print()
+def show(console: Console, session: Session, told: Story, where: list[tuple[str, str]]) -> None:
+    console.print(_screen_table([("stage", "state", "time", "key figures"), *rows(session.records)]))
+    if verdict := told.verdict:
+        console.print(f"  {headline(verdict)}", soft_wrap=True)
+        console.print(_screen_table(score_rows(verdict)))
+        for part in (difference_lines, retention_lines, fidelity_lines, _verdict_lines):
+            for text in part(verdict):
+                console.print(f"  {text}", soft_wrap=True)
+            console.print()
     for name, text in where:
         console.print(f"  {name:<12} {text}", soft_wrap=True)
 
 
-def data(session: Session, verdict: dict[str, Any] | None) -> dict[str, Any]:
+def _screen_table(lines: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(*lines[0], box=box.SIMPLE)
+    for line in lines[1:]:
+        table.add_row(*line)
+    return table
+
+
+def data(session: Session, verdict: Verdict | None) -> dict[str, Any]:
     """The report for programs."""
     stages = [
         {"call": call, "state": r.state, "seconds": r.seconds, "digest": r.manifest["digest"], **r.manifest["metrics"]}
@@ -124,22 +154,30 @@ def data(session: Session, verdict: dict[str, Any] | None) -> dict[str, Any]:
     return {"stages": stages, "verdict": verdict, "product": str(found) if found else ""}
 
 
-def markdown(session: Session, verdict: dict[str, Any] | None, where: list[tuple[str, str]]) -> str:
-    text = _table([("stage", "state", "time", "key figures"), *rows(session.records)])
-    if verdict:
-        text += "\n" + _table(score_rows(verdict)) + "\n"
-        lines = [*difference_lines(verdict), *fidelity_lines(verdict), *_verdict_lines(verdict)]
-        text += "".join(f"* {line}\n" for line in lines)
-    return text + "\n" + "".join(f"* {name}: `{value}`\n" for name, value in where)
+def markdown(session: Session, told: Story, where: list[tuple[str, str]], pictures: dict[str, str]) -> str:
+    """The story of the objective first, then pictures (name -> link), the stages, and where to look."""
+    text = ""
+    if verdict := told.verdict:
+        text += f"{headline(verdict)}\n\n{table(score_rows(verdict))}\n"
+        parts = (difference_lines, retention_lines, fidelity_lines, _verdict_lines)
+        text += "".join(f"* {line}\n" for part in parts for line in part(verdict)) + "\n"
+    text += "".join(f"![{name}]({link})\n\n" for name, link in pictures.items())
+    text += table([("stage", "state", "time", "key figures"), *rows(session.records)]) + "\n"
+    return text + "".join(f"* {name}: {_linked(value)}\n" for name, value in where)
 
 
-def _verdict_lines(verdict: dict[str, Any]) -> list[str]:
+def _linked(value: str) -> str:
+    return f"<{value}>" if value.startswith("http") else f"`{value}`"
+
+
+def _verdict_lines(verdict: Verdict) -> list[str]:
     """The gates judge whether the file may be used, not whether it is better than what it came from."""
     word = "passed" if verdict["passed"] else "FAILED"
     return [f"verdict: {word}, {len(verdict['gates'])} gates", *(f"- {line}" for line in gate_lines(verdict))]
 
 
-def _table(lines: Sequence[tuple[str, ...]]) -> str:
+def table(lines: Sequence[tuple[str, ...]]) -> str:
+    """Markdown of a header and its lines."""
     rule = "|".join("---" for _ in lines[0])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace("\n", f"\n|{rule}|\n", 1) + "\n"
 

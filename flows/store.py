@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from flows import inventory
+from flows import card, inventory
+from flows.surroundings import services
 from tasks.runtime import pins, upkeep
 from tasks.runtime.catalogue import Catalogue, Entry, Unnamed
 from tasks.runtime.collect import Rules, clutter, collect, reached_runs
@@ -125,8 +127,17 @@ def unpin(catalogue: Catalogue, args: argparse.Namespace) -> Answer:
 
 def take_out(catalogue: Catalogue, args: argparse.Namespace) -> Answer:
     entry: Entry = catalogue.one(args.artifact)
-    place, size = export(catalogue, entry, Path(args.dest), args.zip)
+    to = Path(args.dest)
+    place, size = export(catalogue, entry, to, args.zip, _card(catalogue, entry, to, args.zip))
     return {"exported": str(place), "bytes": size, "stage": entry.stage, "digest": entry.digest}, 0
+
+
+def _card(catalogue: Catalogue, entry: Entry, to: Path, zipped: bool) -> dict[str, str]:
+    try:
+        return card.beside(catalogue, entry, to.name if to.suffix == ".gguf" and not zipped else "")
+    except (OSError, LookupError, ValueError) as error:  # part of what a card tells of is gone; the files are not
+        say(f"There is no model card beside it: {type(error).__name__}: {error}")
+        return {}
 
 
 def reproduce(catalogue: Catalogue, args: argparse.Namespace) -> Answer:
@@ -193,6 +204,8 @@ def _answer(args: argparse.Namespace) -> Answer:
     if not (root / "store" / "manifests").is_dir():
         say(f"There is nothing under '{root}' yet. A run puts something there: python -m flows.sft_then_dpo")
         args.yes = False
+    if told := services():  # up or not: what is registered there has to be known
+        os.environ["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI") or told["MLFLOW_TRACKING_URI"]
     try:
         done: Answer = args.answer(Catalogue(root), args)
     except Unnamed as error:

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flows import report
+from flows import story
 from tasks.runtime.session import Session
 
 
@@ -52,7 +52,7 @@ class Trial:
     """The objective of the verdict's candidate, with its 95 % interval."""
     interval: list[float] = field(default_factory=list)
     stages: list[dict[str, str]] = field(default_factory=list)
-    """`{"stage", "state", "recipe"}` of each stage call; "made" ran, "cached" was found."""
+    """`{"stage", "state", "recipe", "key"}` of each stage call; "made" ran, "cached" was found."""
     error: str = ""
 
     def begin(self, folder: Path) -> None:
@@ -66,7 +66,7 @@ class Trial:
         self.seconds = time.time() - self.began
         if now is not None:
             self.stages = [_stage(record) for record in now.records]
-            if verdict := report.verdict_of(now):
+            if verdict := story.of_session(now).verdict:
                 candidate = verdict["scores"][-1]
                 self.metric = verdict["objective"]
                 self.score, self.interval = candidate[self.metric], candidate["interval"]
@@ -82,7 +82,8 @@ class Trial:
 
 
 def _stage(record: Any) -> dict[str, str]:
-    return {"stage": record.stage, "state": record.state, "recipe": record.manifest["recipe"]}
+    sealed = {name: record.manifest[name] for name in ("recipe", "key")}
+    return {"stage": record.stage, "state": record.state, **sealed}
 
 
 def load(folder: Path, number: int) -> Trial:

@@ -22,14 +22,22 @@ _SPARE = 50_000_000
 """Bytes of disk that are left free."""
 
 
-def export(catalogue: Catalogue, entry: Entry, to: Path, zipped: bool = False) -> tuple[Path, int]:
+def export(
+    catalogue: Catalogue, entry: Entry, to: Path, zipped: bool = False, beside: dict[str, str] | None = None
+) -> tuple[Path, int]:
     """Copy an artifact to a folder, a zip file, or (a GGUF, where the name ends so) one file: where, and its bytes.
 
-    Refuses to write over anything, to copy damaged content, and to begin what the disk cannot hold.
+    `beside`: texts to lie beside the files, by name; README.md takes the place of a plain one. One file `a.gguf` gets
+    them as `a.README.md`. Refuses to write over anything, to copy damaged content, and to begin what the disk cannot
+    hold.
     """
+    texts = {"README.md": _readme(entry, _folders(catalogue, entry)), **(beside or {})}
     to = to.with_name(f"{to.name}.zip") if zipped and to.suffix != ".zip" else to
     if to.is_file() or (to.is_dir() and (zipped or any(to.iterdir()))):
         raise Refused([f"{to} is there already. Give another name."])
+    single = {to.with_name(f"{to.stem}.{name}"): text for name, text in (beside or {}).items()}
+    if not zipped and to.suffix == ".gguf" and (there := [str(place) for place in single if place.exists()]):
+        raise Refused([f"{' and '.join(there)} would be written over. Give another name."])
     with door(catalogue.store):  # a clean-up waits for us
         folders = _folders(catalogue, entry)
         for folder in folders.values():
@@ -38,11 +46,13 @@ def export(catalogue: Catalogue, entry: Entry, to: Path, zipped: bool = False) -
         _check_room(to, size)
         with _in_one_go(to) as draft:
             if zipped:
-                _zip(entry, folders, draft)
+                _zip(texts, folders, draft)
             elif to.suffix == ".gguf":
                 shutil.copyfile(_only_gguf(entry, folders), draft)
+                for place, text in single.items():
+                    place.write_text(text, encoding="utf-8")
             else:
-                _copy(entry, folders, draft)
+                _copy(texts, folders, draft)
     return to, size
 
 
@@ -88,21 +98,23 @@ def _in_one_go(to: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def _copy(entry: Entry, folders: dict[str, Path], draft: Path) -> None:
+def _copy(texts: dict[str, str], folders: dict[str, Path], draft: Path) -> None:
     for name, folder in folders.items():
         for path in _files(folder):
             goal = draft / name / path.relative_to(folder)
             goal.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, goal)  # not its mode: in the store it is read-only
-    (draft / "README.md").write_text(_readme(entry, folders))
+    for name, text in texts.items():
+        (draft / name).write_text(text, encoding="utf-8")
 
 
-def _zip(entry: Entry, folders: dict[str, Path], draft: Path) -> None:
+def _zip(texts: dict[str, str], folders: dict[str, Path], draft: Path) -> None:
     with zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:  # weights do not get smaller
         for name, folder in folders.items():
             for path in _files(folder):
                 archive.write(path, Path(name) / path.relative_to(folder))
-        archive.writestr("README.md", _readme(entry, folders))
+        for name, text in texts.items():
+            archive.writestr(name, text)
 
 
 def _only_gguf(entry: Entry, folders: dict[str, Path]) -> Path:

@@ -127,8 +127,9 @@ class Tracker:
         if before:
             self.tag("continues", str(before[0].info.run_id))
 
-    def file(self, path: Path) -> None:
-        self.send(self.client.log_artifact, self.parent, str(path))
+    def file(self, path: Path, folder: str = "") -> None:
+        """Keep a file with the run, in a folder among its artifacts."""
+        self.send(self.client.log_artifact, self.parent, str(path), None if folder in ("", ".") else folder)
 
     def end(self, status: str) -> None:
         heard, _ = self.send(self.client.set_terminated, self.parent, status)

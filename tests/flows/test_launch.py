@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from flows import arrival, store, story, trials
 from flows.compose import compose
 from flows.launch import travel
+from flows.pictures import road
 from flows.sft_then_dpo import SFTThenDPO, sft_then_dpo
+from tasks.runtime import RuntimeConfig, keys, session
 from tests.flows import roads
 
 
@@ -44,10 +49,71 @@ def test_an_mlflow_that_does_not_answer_is_told(
     assert "127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_a_run_writes_down_what_was_asked(tiny_model: Path, tmp_path: Path) -> None:
-    roads.travelled(tiny_model, tmp_path, "compare.gates.f16_kl_max=0.5")
-    (folder,) = (tmp_path / "runs").iterdir()
-    provenance = json.loads((folder / "provenance.json").read_text())
+@pytest.fixture(scope="module")
+def over(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that is over."""
+    root = tmp_path_factory.mktemp("over")
+    roads.travelled(tiny_model, root, "compare.gates.f16_kl_max=0.5")
+    (folder,) = (root / "runs").iterdir()
+    return folder
+
+
+def test_a_run_writes_down_what_was_asked(over: Path) -> None:
+    provenance = json.loads((over / "provenance.json").read_text())
     assert "compare.gates.f16_kl_max=0.5" in provenance["command"]
-    assert json.loads((folder / "config.json").read_text())["compare"]["gates"]["f16_kl_max"] == 0.5
-    assert "verdict: passed" in (folder / "report.md").read_text()
+    assert json.loads((over / "config.json").read_text())["compare"]["gates"]["f16_kl_max"] == 0.5
+    assert "verdict: passed" in (over / "report.md").read_text()
+
+
+def test_a_run_leaves_pictures_in_its_folder_in_its_report_and_in_mlflow(over: Path) -> None:
+    names = {"scores.png", "training.png", "fidelity.png", "lengths.png"}
+    assert {place.name for place in (over / "pictures").iterdir()} == names
+    assert "![scores](pictures/scores.png)" in (over / "report.md").read_text()
+    tracked = (over.parents[1] / "mlflow-files").rglob("artifacts/pictures/*.png")
+    assert {place.name for place in tracked} == names
+
+
+def test_a_run_leaves_a_card_and_a_modelfile_and_an_export_takes_them_along(over: Path, tmp_path: Path) -> None:
+    root = over.parents[1]
+    written = (over / "card" / "README.md").read_text()
+    assert str(root) not in written and "ollama create" in written
+    assert (over / "card" / "Modelfile").read_text().startswith("FROM ./model-q8_0.gguf")
+    assert store.main(["export", "quantize", str(tmp_path / "small.gguf"), "--root", str(root)]) == 0
+    assert (tmp_path / "small.Modelfile").read_text().startswith("FROM ./small.gguf")
+    exported = (tmp_path / "small.README.md").read_text()
+    assert over.name in exported and written.split("## Scores")[1][:200] in exported
+
+
+def test_a_picture_that_cannot_be_drawn_fails_no_run(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(road, "scores", broken)
+    with session(keys.restore(RuntimeConfig, {"root": str(tmp_path)}), name="a-run") as now:
+        folder = tmp_path / "runs" / "a-run"
+        folder.mkdir(parents=True)
+        with pytest.warns(UserWarning, match="no such font"):
+            left = arrival.leave(now, folder)
+    assert left.pictures == [] and (folder / "report.md").exists()
+
+
+def test_a_trial_of_a_sweep_draws_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(road, "draw", lambda *given: drawn.append(given) or [])
+    seat = trials.seated.set(trials.Seat(trials.Trial(1, [], {}), ""))
+    try:
+        with session(keys.restore(RuntimeConfig, {"root": str(tmp_path)}), name="a-run") as now:
+            arrival.leave(now, tmp_path)
+    finally:
+        trials.seated.reset(seat)
+    assert drawn == []
+
+
+def test_the_runs_own_page_is_named_where_mlflow_is_a_server(tmp_path: Path) -> None:
+    with session(keys.restore(RuntimeConfig, {"root": str(tmp_path)}), name="a-run") as now:
+        now.tracker = cast(Any, SimpleNamespace(uri="http://127.0.0.1:5000/", experiment="1", parent="abc"))
+        where = dict(arrival.where_to_look(now, tmp_path, arrival.Left(story.of_session(now), [])))
+        now.tracker = None
+    assert where["MLflow run"] == "http://127.0.0.1:5000/#/experiments/1/runs/abc"

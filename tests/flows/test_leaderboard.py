@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from flows import leaderboard, picture, trials
+from flows import leaderboard, trials
 from flows.leaderboard import Board
+from flows.pictures import sweep as picture
 from flows.trials import State, Trial
 
 BETA, RATE = "dpo.args.beta", "sft.args.learning_rate"

@@ -157,6 +157,20 @@ def test_every_named_stop_token_counts(tiny_model: Path, named: Any, ids: list[i
     assert models.stop_ids(model, models.load_tokenizer(tiny_model)) == ids
 
 
+def test_stop_words_are_read_without_loading_anything(tmp_path: Path) -> None:
+    tokens = [{"id": 7, "content": "<|end|>"}, {"id": 9, "content": "<|eot|>"}]
+    written = {
+        "tokenizer_config.json": {"eos_token": {"content": "<|end|>"}},
+        "generation_config.json": {"eos_token_id": [7, 9, 11]},
+        "tokenizer.json": {"added_tokens": tokens},
+    }
+    for name, what in written.items():
+        (tmp_path / name).write_text(json.dumps(what))
+    assert models.stop_words(tmp_path) == ["<|end|>", "<|eot|>"]
+    (tmp_path / "generation_config.json").unlink()
+    assert models.stop_words(tmp_path) == ["<|end|>"]
+
+
 def test_code_that_comes_with_a_model_runs_only_where_its_origin_says_so(
     tiny_model: Path, tmp_path: Path, code_folder: Path
 ) -> None:

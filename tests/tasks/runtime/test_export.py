@@ -68,6 +68,24 @@ def test_a_gguf_can_be_one_file(catalogue: Catalogue, tmp_path: Path) -> None:
         export(catalogue, catalogue.one("train"), tmp_path / "other.gguf")
 
 
+def test_texts_lie_beside_the_files_and_take_the_place_of_a_plain_one(catalogue: Catalogue, tmp_path: Path) -> None:
+    texts = {"README.md": "a card", "Modelfile": "FROM it"}
+    entry = catalogue.one("shrink")
+    folder, _ = export(catalogue, entry, tmp_path / "folder", beside=texts)
+    assert files(folder) == ["Modelfile", "README.md", "model-q8_0.gguf"]
+    assert (folder / "README.md").read_text() == "a card"
+    place, _ = export(catalogue, entry, tmp_path / "out", zipped=True, beside=texts)
+    assert zipfile.ZipFile(place).read("README.md") == b"a card"
+    (tmp_path / "README.md").write_text("mine")
+    export(catalogue, entry, tmp_path / "small.gguf", beside=texts)
+    assert (tmp_path / "small.README.md").read_text() == "a card" and (tmp_path / "small.Modelfile").exists()
+    assert (tmp_path / "README.md").read_text() == "mine"
+    (tmp_path / "small.gguf").unlink()
+    with pytest.raises(Refused, match=r"small\.README\.md"):
+        export(catalogue, entry, tmp_path / "small.gguf", beside=texts)
+    assert not (tmp_path / "small.gguf").exists()
+
+
 def test_nothing_is_written_over(catalogue: Catalogue, tmp_path: Path) -> None:
     for place in (tmp_path / "out", tmp_path / "there.gguf", tmp_path / "out.zip"):
         place.mkdir() if not place.suffix else place.write_text("mine")

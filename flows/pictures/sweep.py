@@ -1,4 +1,4 @@
-"""`score.png` of a sweep: the score with its interval against what was swept, readable on light and on dark pages."""
+"""`score.png` of a sweep: the score with its interval against what was swept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flows.leaderboard import Board, short
+from flows.pictures import style
 from flows.trials import State, Trial
 
-_INK = "#808080"
-"""Half-way between black and white, on no background: the page's own shows through."""
-_COLOURS = ("#2a8fd8", "#e07b1a", "#2fa35c", "#c14f9c", "#8b6fe0", "#b0902a")
 _PANELS = 6
 
 
@@ -25,17 +23,15 @@ def draw(board: Board, place: Path) -> bool:
     knobs = [knob for knob in board.knobs if len({t.swept[knob] for t in scored}) > 1][:_PANELS]
     if not knobs:
         return False
-    from matplotlib.figure import Figure
-
     across, lines = _plan(scored, knobs)
-    figure = Figure(figsize=(1.5 + 4.5 * len(across), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(across), sharey=True, squeeze=False)[0]
-    for axes, knob in zip(panels, across, strict=True):
-        _panel(axes, board, scored, knob, lines, joined=len(across) == 1)
-    panels[0].set_ylabel(f"{board.metric} (95 % interval)", color=_INK)
-    if any(trial.state is not State.passed for trial in scored):
-        panels[-1].set_title("hollow: verdict failed", color=_INK, fontsize=9, loc="right")
-    figure.savefig(place, dpi=150, transparent=True)
+    with style.sheet(place, len(across), height=3.6, sharey=True) as panels:
+        joined = len(across) == 1 and across[0].split(".")[-1] != "seed"  # there is nothing between two seeds
+        for axes, knob in zip(panels, across, strict=True):
+            _panel(axes, board, scored, knob, lines, joined)
+        for axes in panels[::2]:
+            axes.set_ylabel(f"{board.metric} (95 % interval)")
+        if any(trial.state is not State.passed for trial in scored):
+            panels[0].set_title("hollow: verdict failed")
     return True
 
 
@@ -45,7 +41,7 @@ def _plan(scored: list[Trial], knobs: list[str]) -> tuple[list[str], str]:
         return knobs, ""
     values = {knob: {t.swept[knob] for t in scored} for knob in knobs}
     fine, coarse = sorted(knobs, key=lambda knob: (not _numbers(values[knob]), -len(values[knob])))
-    if len(values[coarse]) <= len(_COLOURS) and len(values[fine]) * len(values[coarse]) <= 2 * len(scored):
+    if len(values[coarse]) <= len(style.COLOURS) and len(values[fine]) * len(values[coarse]) <= 2 * len(scored):
         return [fine], coarse
     return knobs, ""
 
@@ -59,39 +55,22 @@ def _panel(axes: Any, board: Board, scored: list[Trial], knob: str, lines: str, 
         mine = sorted((t for t in scored if t.swept.get(lines, "") == series), key=lambda t: where[t.swept[knob]])
         shift = 0.0 if numbers else 0.08 * n
         label = f"{names[lines]}={series}" if lines else ""
-        _points(axes, mine, [where[t.swept[knob]] + shift for t in mine], _COLOURS[n], label, joined and bool(numbers))
+        scores = [t.score or 0.0 for t in mine]
+        spans = [t.interval or [t.score or 0.0] * 2 for t in mine]
+        hollow = [t.state is not State.passed for t in mine]
+        at = [where[t.swept[knob]] + shift for t in mine]
+        style.whiskers(axes, at, scores, spans, n, label=label, joined=joined and bool(numbers), hollow=hollow)
     if best := board.best:
-        axes.annotate("best", (where[best.swept[knob]], best.score), (6, 6), textcoords="offset points", color=_INK)
+        axes.annotate("best", (where[best.swept[knob]], best.score), (6, 6), textcoords="offset points")
     if numbers and min(numbers.values()) > 0 and max(numbers.values()) >= 10 * min(numbers.values()):
         axes.set_xscale("log")
     if not numbers or len(values) <= 8:
         axes.set_xticks(list(where.values()), list(where), rotation=0 if max(map(len, where)) < 10 else 20)
         axes.minorticks_off()
     axes.margins(x=0.12)
-    _dress(axes, names[knob], bool(lines))
-
-
-def _points(axes: Any, trials: list[Trial], at: list[float], colour: str, label: str, joined: bool) -> None:
-    """Filled where the verdict passed, hollow where it failed."""
-    scores = [t.score or 0.0 for t in trials]
-    span = [t.interval or [t.score or 0.0] * 2 for t in trials]
-    around = [
-        [max(0.0, s - low) for s, (low, _) in zip(scores, span, strict=True)],
-        [max(0.0, high - s) for s, (_, high) in zip(scores, span, strict=True)],
-    ]
-    axes.errorbar(at, scores, yerr=around, fmt="-" if joined else "none", color=colour, capsize=3, alpha=0.8)
-    faces = [colour if t.state is State.passed else "none" for t in trials]
-    axes.scatter(at, scores, s=36, facecolors=faces, edgecolors=colour, zorder=3, label=label)
-
-
-def _dress(axes: Any, name: str, legend: bool) -> None:
-    axes.set_xlabel(name, color=_INK)
-    axes.tick_params(colors=_INK, which="both")
-    axes.grid(color=_INK, alpha=0.25)
-    for side in axes.spines.values():
-        side.set_color(_INK)
-    if legend:
-        axes.legend(frameon=False, labelcolor=_INK)
+    axes.set_xlabel(names[knob])
+    if lines:
+        axes.legend()
 
 
 def _numbers(values: Sequence[str] | set[str]) -> dict[str, float]:
