@@ -9,13 +9,19 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench setup core dev python
+.PHONY: help run up down test lint bench setup core server dev python
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: core ## set up, then the whole road with a small model, to a GGUF (ARGS: config overrides)
 	@.venv/bin/python -m flows.sft_then_dpo $(ARGS)
+
+up: server ## set up, then Prefect, MLflow and a worker in the background, for this machine only
+	@.venv/bin/python -m deploy.services up
+
+down: ## end what `make up` started; the data stays
+	@test ! -x .venv/bin/python || .venv/bin/python -m deploy.services down
 
 test: dev ## set up, then run the tests (ARGS: pytest's arguments)
 	@.venv/bin/python -m pytest $(ARGS)
@@ -33,6 +39,9 @@ setup: core ## only set up: the environment in .venv
 
 core: python
 	@$(PYTHON) deploy/install.py
+
+server: python
+	@$(PYTHON) deploy/install.py --server
 
 dev: python
 	@$(PYTHON) deploy/install.py --dev

@@ -1,9 +1,10 @@
 """Make the project's environment: `python3 deploy/install.py [--dev]` (`make` calls it; silent when nothing changed).
 
 Afterwards `.venv` holds the libraries that pyproject.toml asks for in the versions that constraints.txt pins (`--dev`:
-with all that tests and linters need), llama-cpp-python built from its source distribution, and, in
-`.venv/share/llama.cpp`, the converter from that same file. Downloads, the built wheel and the log stay in `data/cache`;
-for another build of llama.cpp (CMAKE_ARGS) remove `.venv` and that wheel. pip's configuration holds: index, proxy ...
+with all that tests and linters need; `--server`: with what `make up` needs), llama-cpp-python built from its source
+distribution, and, in `.venv/share/llama.cpp`, the converter from that same file. Downloads, the built wheel and the log
+stay in `data/cache`; for another build of llama.cpp (CMAKE_ARGS) remove `.venv` and that wheel. pip's configuration
+holds: index, proxy ...
 
 What this machine lacks is said first, all of it, with exit code 2; a step that fails ends with exit code 1. A run that
 was stopped goes on where it was. Only the standard library is used, and Python 3.6 must still load this file.
@@ -28,6 +29,7 @@ LLAMA = "llama_cpp_python-0.3.36"
 SDIST_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 CONVERTER = ("convert_hf_to_gguf.py", "conversion/", "gguf-py/", "LICENSE")
 PINNED = ("-c", "constraints.txt")
+EXTRAS = ("", "server", "dev")  # each holds the one before it
 PROBE = "mdurl"  # ten kilobytes, and one of the pinned packages
 
 
@@ -58,13 +60,15 @@ class Place:
 
 def main(argv: Optional[List[str]] = None, place: Optional[Place] = None) -> int:
     parser = argparse.ArgumentParser(description="Make the project's environment in .venv.")
-    parser.add_argument("--dev", action="store_true", help="with all that tests and linters need")
-    dev = parser.parse_args(argv).dev
+    more = parser.add_mutually_exclusive_group()
+    for name, words in (("dev", "with all that tests and linters need"), ("server", "with what `make up` needs")):
+        more.add_argument("--" + name, action="store_const", const=name, dest="extra", help=words)
+    extra = parser.parse_args(argv).extra or ""
     place = place or Place(Path(__file__).resolve().parent.parent)
     if sys.platform == "win32":
         return complain(["Windows itself is not supported: open a WSL terminal (`wsl --install`) and run this there."])
     try:
-        return 0 if is_current(place, dev) else set_up(place, dev)
+        return 0 if is_current(place, extra) else set_up(place, extra)
     except (Failed, OSError) as failure:
         print(f"\n{failure}", file=sys.stderr)
         return 1
@@ -73,15 +77,15 @@ def main(argv: Optional[List[str]] = None, place: Optional[Place] = None) -> int
         return 130
 
 
-def set_up(place: Place, dev: bool) -> int:
+def set_up(place: Place, extra: str) -> int:
     place.cache.mkdir(parents=True, exist_ok=True)
     pip = Pip(place, wait_for_others(place))
-    if is_current(place, dev):
+    if is_current(place, extra):
         return 0
     place.log.write_bytes(b"")
     forget_half_installed(place)
     works = machine.venv_works(place.venv)  # if not it is made anew, and nothing in it counts
-    libraries = not (works and place.stamp.exists() and pip.needs_no_index(dev))
+    libraries = not (works and place.stamp.exists() and pip.needs_no_index(extra))
     build = libraries and not (place.wheel() or (works and place.packages(LLAMA)))
     converter = not works or converter_files(place) != stamped(place).get("converter")
     if libraries or (converter and not place.sdist.exists()):
@@ -97,10 +101,10 @@ def set_up(place: Place, dev: bool) -> int:
         build_wheel(pip)
     if libraries:
         with Step(place.log, "libraries (torch is the large one)"):
-            pip.install(dev)
+            pip.install(extra)
     if converter:
         unpack_converter(place)
-    write_stamp(place, dev)
+    write_stamp(place, extra)
     return 0
 
 
@@ -132,22 +136,22 @@ def fingerprint(place: Place) -> str:
 
 
 def stamped(place: Place) -> Dict[str, Any]:
-    """What the last finished set-up wrote down (fingerprint, dev, converter), or nothing."""
+    """What the last finished set-up wrote down (fingerprint, extra, converter), or nothing."""
     try:
         return dict(json.loads(place.stamp.read_text()))
     except (OSError, ValueError):
         return {}
 
 
-def is_current(place: Place, dev: bool) -> bool:
+def is_current(place: Place, extra: str) -> bool:
     stamp = stamped(place)
-    if not stamp or not place.python.exists() or (dev and not stamp["dev"]):
+    if "extra" not in stamp or not place.python.exists() or EXTRAS.index(stamp["extra"]) < EXTRAS.index(extra):
         return False
     return bool(stamp["fingerprint"] == fingerprint(place) and stamp["converter"] == converter_files(place))
 
 
-def write_stamp(place: Place, dev: bool) -> None:
-    content = {"fingerprint": fingerprint(place), "dev": dev, "converter": converter_files(place)}
+def write_stamp(place: Place, extra: str) -> None:
+    content = {"fingerprint": fingerprint(place), "extra": extra, "converter": converter_files(place)}
     unfinished = place.stamp.with_name(".installed.new")
     unfinished.write_text(json.dumps(content))
     unfinished.replace(place.stamp)
@@ -200,14 +204,15 @@ class Pip:
                 "When the cause is gone, the same command goes on from here."
             )
 
-    def install(self, dev: bool, *options: str) -> None:
+    def install(self, extra: str, *options: str) -> None:
         wheel = self.place.wheel()
-        self.run("install", *PINNED, *options, *([str(wheel)] if wheel else []), "--editable", ".[dev]" if dev else ".")
+        project = f".[{extra}]" if extra else "."
+        self.run("install", *PINNED, *options, *([str(wheel)] if wheel else []), "--editable", project)
 
-    def needs_no_index(self, dev: bool) -> bool:
+    def needs_no_index(self, extra: str) -> bool:
         """Install with what is already there: enough after most edits of pyproject.toml, and it works offline."""
         try:
-            self.install(dev, "--no-index", "--no-build-isolation")
+            self.install(extra, "--no-index", "--no-build-isolation")
         except Failed:
             return False
         return True

@@ -43,8 +43,33 @@ def prepare_environment(runtime: RuntimeConfig) -> None:
     if not (Path.home() / ".prefect" / "profiles.toml").exists():
         home = Path(os.environ.setdefault("PREFECT_HOME", str((Path(runtime.root) / "prefect").resolve())))
         home.mkdir(parents=True, exist_ok=True)  # Prefect makes the last folder only, and then fails much later
-    if "PREFECT_API_URL" not in os.environ and answers(f"{SERVER}/api/health"):
+    use_services()
+    if "PREFECT_API_URL" not in os.environ and answers(f"{SERVER}/api/admin/version"):  # one that asks for no password
         os.environ["PREFECT_API_URL"] = f"{SERVER}/api"
+
+
+def services_file() -> Path:
+    """Where `make up` writes down how to reach its servers."""
+    usual = Path(__file__).resolve().parent.parent / "data" / "services"
+    return Path(os.environ.get("POSTTRAIN_SERVICES") or usual) / "client.env"
+
+
+def services() -> dict[str, str]:
+    """How the servers of `make up` are reached, whether or not they are up now; nothing where there never were any."""
+    try:
+        return dict(line.split("=", 1) for line in services_file().read_text().splitlines())
+    except OSError:
+        return {}
+
+
+def use_services() -> None:
+    """Use the servers of `make up` while they answer, unless the environment names others."""
+    if not (told := services()):
+        return
+    if "PREFECT_API_URL" not in os.environ and answers(f"{told['PREFECT_API_URL']}/health"):
+        os.environ |= {name: told[name] for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING")}
+    if not os.environ.get("MLFLOW_TRACKING_URI") and answers(f"{told['MLFLOW_TRACKING_URI']}/health"):
+        os.environ["MLFLOW_TRACKING_URI"] = told["MLFLOW_TRACKING_URI"]
 
 
 def answers(url: str) -> bool:

@@ -14,6 +14,7 @@ from tests import tiny
 from tests.hub_fixtures import get, hub, hub_server
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as flows/launch.py does, before torch is imported
+os.environ["POSTTRAIN_SERVICES"] = os.devnull  # the servers of a `make up` are not for tests
 
 __all__ = ["get", "hub", "hub_server"]
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_environment_variable_that_is_read_is_in_the_example() -> None:
-    code = "".join(place.read_text() for room in ("flows", "tasks") for place in (ROOT / room).rglob("*.py"))
+    code = "".join(place.read_text() for room in ("flows", "tasks", "deploy") for place in (ROOT / room).rglob("*.py"))
     read = re.findall(r'environ(?:\.get\(|\[)"([A-Z_]+)"', code) + re.findall(
         r'"([A-Z_]+)"(?: not)? in os\.environ', code
     )

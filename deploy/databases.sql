@@ -1,0 +1,3 @@
+-- Once, on an empty PostgreSQL: a database for each server.
+CREATE DATABASE prefect;
+CREATE DATABASE mlflow;
