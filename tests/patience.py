@@ -25,3 +25,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def below(pid: int) -> list[int]:
+    """The processes under a process, however deep."""
+    own = Path(f"/proc/{pid}/task/{pid}/children")
+    found = [int(child) for child in own.read_text().split()] if own.exists() else []
+    return found + [deeper for child in found for deeper in below(child)]

@@ -16,6 +16,8 @@ from flows.sft_then_dpo import SFTThenDPO, sft_then_dpo
 from flows.trials import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG = ["sft.args.max_steps=4000", "sft.args.save_steps=7"]
+"""A training that is still under way when a test stops it."""
 
 
 def overrides(model: Path, root: Path, *more: str) -> list[str]:
@@ -56,3 +58,9 @@ def distinct(trials: list[Trial]) -> dict[str, int]:
 
 def made(found: dict[str, str]) -> set[str]:
     return {call for call, state in found.items() if state == "made"}
+
+
+def checkpoint(root: Path) -> int:
+    """The step of the last complete checkpoint of SFT, 0 without one."""
+    whole = (root / "store" / "work" / "sft").rglob("checkpoint-*/trainer_state.json")
+    return max((int(place.parent.name.split("-")[1]) for place in whole), default=0)
