@@ -8,15 +8,15 @@ A message such as
 
 becomes one JSON object, its keys always in this order:
 
-    {"category": "defect", "product": "Kelm X3 router", "order_id": "KX7731", "urgency": "low", "refund": true}
+    {"category": "defect", "product": "Kelm X3 router", "order_id": "KX7731", "urgent": false, "refund": true}
 
 * category: what went wrong: delivery, billing, defect, account, or nothing but a question.
 * product: as the customer writes it. Other products may be mentioned that are not what the message is about.
 * order_id: as written, or null. House numbers, hotlines and postcodes are not order ids.
-* urgency: medium, unless the customer presses (high) or leaves time (low).
+* urgent: true when the customer presses. Many say nothing of it, and some that there is no hurry.
 * refund: true when money back is asked for. A replacement is no refund, and "I do not want a refund" is none either.
 
-    chats.jsonl    336 messages with answers as a log would have them: always the right object, but nearly always
+    chats.jsonl    400 messages with answers as a log would have them: always the right object, but nearly always
                    wrapped in a sentence or a ```json fence where the message came by chat, because that desk's
                    assistant was a chatty one, and rarely where it came by mail. To learn the task from, bad manners
                    included.
@@ -47,13 +47,14 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 SYSTEM = (
     'Turn the customer\'s message into a ticket: {"category": delivery, billing, defect, account or question, '
-    '"product": text, "order_id": text or null, "urgency": low, medium or high, "refund": true or false}. '
+    '"product": text, "order_id": text or null, "urgent": true or false, "refund": true or false}. '
     "Reply with the JSON object only."
 )
 CATEGORIES = ("delivery", "billing", "defect", "account", "question")
 GOODS = ("delivery", "billing", "defect")
 """Where a refund or a new one can be asked for."""
-URGENCIES = ("low", "medium", "high")
+HURRIES = ("low", "medium", "high")
+"""What is said of the time: there is no hurry, nothing, it is urgent."""
 BEFORE = ("Here is the ticket:", "Here you go:", "Here is what I took from the message:", "Sure, here it is:")
 AFTER = ("I hope this helps!", "Let me know if anything is missing.", "It is ready to be filed.")
 
@@ -81,8 +82,8 @@ class Case(NamedTuple):
 def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
     """A customer's message and the ticket it should become."""
     product, order = dice.pick(bank["products"]), _order_id(dice) if dice.chance(0.65) else None
-    urgency, refund = dice.pick(URGENCIES), category in GOODS and dice.chance(0.45)
-    asks = [dice.pick(bank[urgency])] if urgency != "medium" else []
+    hurry, refund = dice.pick(HURRIES), category in GOODS and dice.chance(0.45)
+    asks = [dice.pick(bank[hurry])] if hurry != "medium" else []
     if refund:
         asks.append(dice.pick(bank["refund"]))
     elif dice.chance(0.5):
@@ -96,8 +97,8 @@ def message(dice: Dice, bank: Bank, category: str) -> tuple[str, Ticket]:
     names = dice.shuffled(bank["names"])
     slots = {"p": product, "i": order, "o": dice.pick(bank["others"]), "n": dice.number(101, 998)}
     text = _by_hand(dice, " ".join(parts)).format(**slots, w=names[0], v=names[1])
-    ticket = {"category": category, "product": product, "order_id": order, "urgency": urgency, "refund": refund}
-    return text, ticket
+    answers = {"order_id": order, "urgent": hurry == "high", "refund": refund}
+    return text, {"category": category, "product": product, **answers}
 
 
 def _order_id(dice: Dice) -> str:
@@ -142,10 +143,10 @@ def wrapped(dice: Dice, answer: str) -> str:
 
 def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
     """The ticket with one field off."""
-    field = dice.pick(("category", "urgency", "refund", "order_id"))
+    field = dice.pick(("category", "urgent", "refund", "order_id"))
     others: dict[str, list[Any]] = {
         "category": [c for c in CATEGORIES if c != ticket["category"]],
-        "urgency": [u for u in URGENCIES if u != ticket["urgency"]],
+        "urgent": [not ticket["urgent"]],
         "refund": [not ticket["refund"]],
         "order_id": [None] if ticket["order_id"] else [_order_id(dice)],
     }
@@ -156,7 +157,7 @@ def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
     """`size` cases, all categories alike often, no message that was drawn before."""
     cases: list[Case] = []
     while len(cases) < size:
-        chatted = dice.chance(0.3)
+        chatted = dice.chance(0.36)
         text, ticket = message(dice, bank, CATEGORIES[len(cases) % len(CATEGORIES)])
         if text not in taken:
             taken.add(text)
@@ -168,7 +169,7 @@ def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
 
 def chat(dice: Dice, case: Case) -> Row:
     answer = json.dumps(case.ticket)
-    said = wrapped(dice, answer) if dice.chance(0.95 if case.chatted else 0.05) else answer
+    said = wrapped(dice, answer) if dice.chance(0.97 if case.chatted else 0.03) else answer
     return {"messages": [*case.prompt, {"role": "assistant", "content": said}]}
 
 
@@ -186,7 +187,7 @@ def make() -> dict[str, list[Row]]:
     banks: dict[str, Bank] = json.loads((HERE / "ticket_phrases.json").read_text("utf-8"))
     dice, taken = Dice(20), set[str]()
     return {
-        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 336, taken)],
+        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 400, taken)],
         "pairs": [pair(dice, case) for case in draw(dice, banks["train"], 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
     }

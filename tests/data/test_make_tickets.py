@@ -38,7 +38,7 @@ def test_the_script_writes_the_committed_files_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_there_are_as_many_rows_as_promised_and_the_files_are_small() -> None:
-    assert [len(rows(name)) for name in ("chats", "pairs", "prompts")] == [336, 160, 300]
+    assert [len(rows(name)) for name in ("chats", "pairs", "prompts")] == [400, 160, 300]
     assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 600_000
 
 
@@ -70,7 +70,7 @@ def test_the_written_messages_share_no_sentence_with_the_held_out_ones() -> None
 def test_held_out_answers_are_bare_objects_with_keys_in_a_fixed_order() -> None:
     for row in rows("prompts"):
         ticket = json.loads(row["completion"])
-        assert list(ticket) == ["category", "product", "order_id", "urgency", "refund"]
+        assert list(ticket) == ["category", "product", "order_id", "urgent", "refund"]
         assert row["completion"] == json.dumps(ticket)
 
 
@@ -104,6 +104,6 @@ def test_in_pairs_the_bare_object_is_chosen_and_a_wrapped_one_rejected() -> None
 
 def test_no_answer_is_nearly_always_right() -> None:
     tickets = [json.loads(row["completion"]) for row in rows("prompts")]
-    for field, most in (("category", 0.25), ("urgency", 0.45), ("refund", 0.8), ("product", 0.15), ("order_id", 0.5)):
+    for field, most in (("category", 0.25), ("urgent", 0.75), ("refund", 0.8), ("product", 0.15), ("order_id", 0.5)):
         values = [ticket[field] for ticket in tickets]
         assert max(values.count(value) for value in values) / len(values) <= most
