@@ -21,6 +21,14 @@ def in_flow() -> bool:
     return FlowRunContext.get() is not None
 
 
+def note(text: str) -> None:
+    """A line in the log of the run that is going on; its page in the browser shows it."""
+    if in_flow():
+        from prefect.logging import get_run_logger
+
+        get_run_logger().info(text)
+
+
 def as_task(perform: Perform, name: str, label: str, retries: int, say: Callable[[str], None]) -> dict[str, Any]:
     """The call as a task in this thread; a hit shows as the state `Cached`, our store stays the only cache."""
     from prefect import task

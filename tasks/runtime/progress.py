@@ -1,8 +1,12 @@
-"""The screen: one live line with a bar and an ETA for what is running, one quiet line for what is done."""
+"""The screen: one live line with a bar and an ETA for what is running, one quiet line for what is done.
+
+What a log file would show, a line now and then, is also told to whoever else listens: the run's page in Prefect.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,11 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _PLAIN_EVERY = 30.0
-"""Without a terminal (a log file, CI) a line of progress this often, in seconds."""
+"""A line of progress this often, in seconds: in Prefect, and where there is no terminal (a log file, CI)."""
 
 
 class Screen:
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
+        self._tell = tell
         self.console = Console(stderr=True, highlight=False)
         columns = (
             TextColumn("  {task.description:<28}"),
@@ -51,15 +56,19 @@ class Screen:
         if current.description != label:  # a new movement of the stage has a clock of its own
             self._progress.reset(self._task, description=label, total=total)
         self._progress.update(self._task, completed=done, total=total or None, count=f"{done:,}/{total:,}")
-        if not self.console.is_terminal and time.monotonic() - self._said > _PLAIN_EVERY:
+        if time.monotonic() - self._said > _PLAIN_EVERY:
             self._said = time.monotonic()
-            self.console.print(f"  {label} {done:,}/{total:,}{_eta(current.time_remaining)}")
+            line = f"{label} {done:,}/{total:,}{_eta(current.time_remaining)}"
+            self._tell(line)
+            if not self.console.is_terminal:
+                self.console.print(f"  {line}")
 
     def done(self, line: str = "") -> None:
         if self._task is not None:
             self._progress.remove_task(self._task)
             self._task = None
         if line:
+            self._tell(" ".join(line.split()))
             self.console.print(line, soft_wrap=True)
 
     def say(self, text: Any) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.runtime import keys, ranks
+from tasks.runtime import keys, prefects, ranks
 from tasks.runtime.progress import Screen
 from tasks.runtime.ranks import Strategy
 from tasks.runtime.stopping import Stop
@@ -145,7 +145,7 @@ def session(
     config: RuntimeConfig, tracker: Tracker | None = None, seats: Any = None, name: str = ""
 ) -> Iterator[Session]:
     """Open the store under `config.root` for the stages called within, as the run of this name."""
-    screen = Screen()
+    screen = Screen(prefects.note)
     store = Store(Path(config.root) / "store", say=screen.say)
     opened = Session(config, store, screen, tracker, seats or {}, stop=Stop(config.grace, screen.say))
     token = _current.set(opened)

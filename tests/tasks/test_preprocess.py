@@ -177,7 +177,7 @@ def test_a_problem_says_what_to_do(wrong: dict[str, Any], says: str) -> None:
     assert says in "\n".join(PreprocessConfig(**wrong).problems())
 
 
-@pytest.mark.parametrize(("name", "rows"), [("chats", 240), ("pairs", 160), ("prompts", 300)])
+@pytest.mark.parametrize(("name", "rows"), [("chats", 400), ("pairs", 160), ("prompts", 300)])
 def test_the_bundled_presets_read_without_a_dropped_row(run: Run, name: str, rows: int) -> None:
     import yaml
 
