@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from flows import report, usage
+from flows import remarks, report, usage
 from flows.story import Story, verdict
 from tasks.llm import knobs
 from tasks.runtime.catalogue import Catalogue, Entry
@@ -233,6 +233,7 @@ def _measured_on(story: Story, verdict: dict[str, Any]) -> str:
 
 def _limitations(story: Story, verdict: dict[str, Any]) -> Iterator[str]:
     yield from (f"The gate {line}" for line in report.gate_lines(verdict))
+    yield from dict.fromkeys(remarks.memory(story, {}))
     candidate, objective = verdict["scores"][-1], verdict["objective"]
     if objective != "loss":
         low, high = candidate["interval"]

@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from flows import report
 from flows.compose import ConfigError, compose
 from flows.sft_then_dpo import SFTThenDPO
 from flows.surroundings import prepare_environment
@@ -85,7 +86,9 @@ def encoded(config: SFTThenDPO) -> tuple[Any, list[dict[str, Any]], list[str]]:
         tokenizer = models.load_tokenizer(now.store.fetch(base.tokenizer.ref()))
         rows = pq.read_table(now.store.fetch(tokens.ref()) / "train.parquet").to_pylist()
         notes = now.store.root / now.records[-1].manifest["notes"] / "report.md"
-        return tokenizer, rows, [line.removeprefix("* ") for line in notes.read_text(encoding="utf-8").splitlines()]
+        words = [line.removeprefix("* ") for line in notes.read_text(encoding="utf-8").splitlines()]
+        left = [f"Left out: {text}" for name, text in report.remarks(now) if name == "left out"]
+        return tokenizer, rows, [*words, *left]
 
 
 def show(console: Console, tokenizer: Any, rows: list[dict[str, Any]], words: list[str]) -> None:

@@ -11,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from flows import remarks as noticed
 from flows.story import Story, called
 from tasks.runtime.calls import headline as figures_of
 from tasks.runtime.session import Record, Session
@@ -105,12 +106,11 @@ def scores(verdict: Verdict | None) -> dict[str, float]:
 
 
 def remarks(session: Session) -> list[tuple[str, str]]:
-    """What somebody should look at: rows that were left out, results of earlier code."""
-    found = []
-    for record in session.records:
-        if dropped := record.manifest["metrics"].get("dropped"):
-            place = session.store.root / record.manifest["notes"] / "report.json"
-            found.append(("left out", f"{dropped:.0f} rows of {record.seat}; why and which: {place}"))
+    """What somebody should look at: rows left out or missing, prompts learned by heart, results of earlier code."""
+    told = Story(session.store.root, list({r.manifest["key"]: r.manifest for r in session.records}.values()))
+    seats = {r.manifest["key"]: r.seat for r in session.records if r.seat not in ("", r.stage)}
+    about = {"memory": noticed.memory, "held out": noticed.held_out, "left out": noticed.left_out}
+    found = [(name, text) for name, notice in about.items() for text in notice(told, seats)]
     if any(record.note for record in session.records):
         found.append(("drift", "some results are of earlier code or libraries; runtime.drift=rerun makes them again"))
     return found
@@ -151,7 +151,8 @@ def data(session: Session, verdict: Verdict | None) -> dict[str, Any]:
         for call, r in zip(labels(session.records), session.records, strict=True)
     ]
     found = product(session)
-    return {"stages": stages, "verdict": verdict, "product": str(found) if found else ""}
+    said = [{"about": name, "text": text} for name, text in remarks(session)]
+    return {"stages": stages, "verdict": verdict, "remarks": said, "product": str(found) if found else ""}
 
 
 def markdown(session: Session, told: Story, where: list[tuple[str, str]], pictures: dict[str, str]) -> str:
@@ -163,7 +164,8 @@ def markdown(session: Session, told: Story, where: list[tuple[str, str]], pictur
         text += "".join(f"* {line}\n" for part in parts for line in part(verdict)) + "\n"
     text += "".join(f"![{name}]({link})\n\n" for name, link in pictures.items())
     text += table([("stage", "state", "time", "key figures"), *rows(session.records)]) + "\n"
-    return text + "".join(f"* {name}: {_linked(value)}\n" for name, value in where)
+    said = remarks(session)  # sentences; the others are places and commands
+    return text + "".join(f"* {n}: {value if (n, value) in said else _linked(value)}\n" for n, value in where)
 
 
 def _linked(value: str) -> str:

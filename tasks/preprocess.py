@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from tasks.llm.gather import Gather, Tally, lengths, prompt_key, sample, split
+from tasks.llm.gather import Gather, Tally, few, lengths, prompt_key, sample, split
 from tasks.llm.rows import Format, Kind, Row
 from tasks.llm.tables import TableError, find, missing
 from tasks.runtime import Dataset, Moving, Run, external, stage
@@ -118,7 +118,7 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
     _refuse(tally, cfg.min_rows, cfg)
 
     chosen = sample(rows, cfg.max_rows, cfg.seed) if cfg.max_rows else rows
-    train, held = _divide(chosen, cfg)
+    train, held = _divide(chosen, cfg, " and ".join(files) if len(files) <= 2 else f"{len(files)} files")
     held = given or held
 
     _write(run.out / "train.jsonl", train)
@@ -166,14 +166,13 @@ def _refuse(tally: Tally, least: int, cfg: PreprocessConfig) -> None:
         )
 
 
-def _divide(rows: list[Row], cfg: PreprocessConfig) -> tuple[list[Row], list[Row]]:
-    """Train and held-out rows."""
+def _divide(rows: list[Row], cfg: PreprocessConfig, source: str) -> tuple[list[Row], list[Row]]:
+    """Train and held-out rows. `source`: the files in words."""
     if cfg.kind is Kind.prompts:
         return [], rows
     wanted = cfg.eval_rows or (max(1, round(cfg.eval_fraction * len(rows))) if cfg.eval_fraction else 0)
     if wanted >= len(rows):
-        lower = "lower eval_rows or eval_fraction"
-        raise TableError(f"holding out {wanted} of {len(rows)} rows leaves none to train on; {lower}")
+        raise TableError(_too_few(len(rows), wanted, cfg, source))
     train, held = split(rows, wanted, cfg.seed)
     if wanted and not held:
         raise TableError(
@@ -181,6 +180,16 @@ def _divide(rows: list[Row], cfg: PreprocessConfig) -> tuple[list[Row], list[Row
             "Hold out more, or give held-out rows of their own as eval_path."
         )
     return train, held
+
+
+def _too_few(count: int, wanted: int, cfg: PreprocessConfig, source: str) -> str:
+    """Roads have a seat for each kind of rows, by its name."""
+    name = "eval_rows" if cfg.eval_rows else "eval_fraction"
+    lower = f"{cfg.kind.value}.eval_rows={few(count)}" if cfg.eval_rows else f"{cfg.kind.value}.eval_fraction=0.2"
+    unless = ", the number for the bundled data unless you set one" if cfg.eval_rows else ""
+    rows = "1 row" if count == 1 else f"{count} rows"
+    given = f"{source} {'has' if source.count(' ') == 0 else 'have'} {rows}"
+    return f"{given} to use and {name} holds out {wanted}{unless}, which leaves none to train on: set {lower}."
 
 
 def _write(path: Path, rows: list[Row]) -> None:

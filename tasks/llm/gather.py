@@ -127,17 +127,53 @@ class Gather:
         columns = list(first) if isinstance(first, Mapping) else []
         where, _, found = left.examples[0].partition(" ")
         fault = f"{where}: {reason}" + (f", {found}" if found else "")
-        return f"{fault}. Expected {expected(self.kind, self.shape)}. {self._hint(columns)}".strip()
+        return f"{fault}. Expected {expected(self.kind, self.shape)}. {self._hint(columns, path)}".strip()
 
-    def _hint(self, columns: list[str]) -> str:
+    def _hint(self, columns: list[str], path: Path) -> str:
+        if self._fits(columns):
+            return ""
+        here = self.kind.value
         if self.kind is not Kind.pairs and set(PAIR) <= set(columns):
-            return "These look like preference pairs: set kind=pairs."
+            way = f"give rows with an answer each, or did you mean {Kind.pairs.value}.path?"
+            return f"These look like preference pairs, not {here}: {way}"
         if self.kind is Kind.pairs and any(set(shape.columns) <= set(columns) for shape in SHAPES.values()):
-            return "These look like chats: set kind=chats."
-        known = known_columns(self.kind)
-        near = {c: difflib.get_close_matches(c.strip().lower(), known, 1, 0.6) for c in columns if c not in known}
-        renames = [f"'{column}' to '{names[0]}'" for column, names in near.items() if names]
-        return f"Did you mean to name the columns so: {', '.join(renames)}?" if renames else ""
+            way = f"give rows with 'chosen' and 'rejected', or did you mean {Kind.chats.value}.path?"
+            return f"These look like chats, not {here}: {way}"
+        names = self._renames(columns)
+        where = _NAMED_IN.get(path.suffix.lower(), "in every row")
+        if names and self._fits([names.get(column, column) for column in columns]):
+            said = " and ".join(f"'{old}' to '{new}'" for old, new in names.items())
+            return f"Rename the column{'s' if len(names) > 1 else ''} {said} {where}."
+        if self.kind is Kind.pairs:
+            return f"Rename the columns of the question and its two answers to 'prompt', 'chosen', 'rejected' {where}."
+        wanted = " and ".join(f"'{column}'" for column in self._wanted)
+        what = "columns of the question and the answer" if len(self._wanted) > 1 else "column of the talk"
+        return f"Rename the {what} to {wanted} {where}."
+
+    @property
+    def _wanted(self) -> tuple[str, ...]:
+        """The columns to advise."""
+        return SHAPES[self.shape if self.shape in SHAPES else Format.prompt_completion].columns
+
+    def _fits(self, columns: list[str]) -> bool:
+        shapes = [SHAPES[self.shape]] if self.shape in SHAPES else list(SHAPES.values())
+        needed = [PAIR] if self.kind is Kind.pairs else [shape.columns for shape in shapes]
+        return any(set(one) <= set(columns) for one in needed)
+
+    def _renames(self, columns: list[str]) -> dict[str, str]:
+        """Unknown column -> the known one it is a misspelling or another word of; each known one once."""
+        known, found = known_columns(self.kind), dict[str, str]()
+        for column in (c for c in columns if c not in known):
+            word = column.strip().lower()
+            near = [_MEANT[word]] if word in _MEANT else difflib.get_close_matches(word, known, 1, 0.6)
+            if near and near[0] in known and near[0] not in (*columns, *found.values()):
+                found[column] = near[0]
+        return found
+
+
+_MEANT = dict.fromkeys(("question", "query", "user"), "prompt")
+_MEANT |= dict.fromkeys(("answer", "response", "reply", "assistant"), "completion")
+_NAMED_IN = dict.fromkeys((".csv", ".tsv"), "in the file's first line") | {".parquet": "in the table"}
 
 
 def expected(kind: Kind, shape: Format = Format.auto) -> str:
@@ -161,6 +197,11 @@ def prompt_key(row: Row) -> str:
 
 def characters(row: Row) -> int:
     return sum(len(m["content"]) for m in prompt_of(row)) + len(answer_of(row)) + len(row.get("rejected", ""))
+
+
+def few(rows: int) -> int:
+    """How many to hold out of a small number of rows."""
+    return max(rows // 5, min(rows - 1, 1))
 
 
 def sample(rows: list[Row], size: int, seed: int) -> list[Row]:
