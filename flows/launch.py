@@ -158,11 +158,11 @@ def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
     """
     runtime: RuntimeConfig = config.runtime
     folder = Path(runtime.root) / "runs" / _run_name(drawing.__name__)
-    folder.mkdir(parents=True)
-    written = _provenance(folder, drawing.__name__, config, overrides)
     seats = {id(getattr(config, f.name)): f.name for f in dataclasses.fields(config)}
     tracker = None
     try:
+        folder.mkdir(parents=True)
+        written = _provenance(folder, drawing.__name__, config, overrides)
         tags = {"flow": drawing.__name__, "git": git_state()["commit"], **trials.joined(folder.name)}
         tracker = Tracker(Path(runtime.root), folder.name, tags)
         tracker.asked(overrides)

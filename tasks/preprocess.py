@@ -118,7 +118,7 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
     _refuse(tally, cfg.min_rows, cfg)
 
     chosen = sample(rows, cfg.max_rows, cfg.seed) if cfg.max_rows else rows
-    train, held = _divide(chosen, cfg, " and ".join(files) if len(files) <= 2 else f"{len(files)} files")
+    train, held = _divide(chosen, cfg, list(files))
     held = given or held
 
     _write(run.out / "train.jsonl", train)
@@ -166,13 +166,13 @@ def _refuse(tally: Tally, least: int, cfg: PreprocessConfig) -> None:
         )
 
 
-def _divide(rows: list[Row], cfg: PreprocessConfig, source: str) -> tuple[list[Row], list[Row]]:
-    """Train and held-out rows. `source`: the files in words."""
+def _divide(rows: list[Row], cfg: PreprocessConfig, files: list[str]) -> tuple[list[Row], list[Row]]:
+    """Train and held-out rows. `files`: the names of those they came from."""
     if cfg.kind is Kind.prompts:
         return [], rows
     wanted = cfg.eval_rows or (max(1, round(cfg.eval_fraction * len(rows))) if cfg.eval_fraction else 0)
     if wanted >= len(rows):
-        raise TableError(_too_few(len(rows), wanted, cfg, source))
+        raise TableError(_too_few(len(rows), wanted, cfg, files))
     train, held = split(rows, wanted, cfg.seed)
     if wanted and not held:
         raise TableError(
@@ -182,14 +182,16 @@ def _divide(rows: list[Row], cfg: PreprocessConfig, source: str) -> tuple[list[R
     return train, held
 
 
-def _too_few(count: int, wanted: int, cfg: PreprocessConfig, source: str) -> str:
+def _too_few(count: int, wanted: int, cfg: PreprocessConfig, files: list[str]) -> str:
     """Roads have a seat for each kind of rows, by its name."""
-    name = "eval_rows" if cfg.eval_rows else "eval_fraction"
-    lower = f"{cfg.kind.value}.eval_rows={few(count)}" if cfg.eval_rows else f"{cfg.kind.value}.eval_fraction=0.2"
-    unless = ", the number for the bundled data unless you set one" if cfg.eval_rows else ""
-    rows = "1 row" if count == 1 else f"{count} rows"
-    given = f"{source} {'has' if source.count(' ') == 0 else 'have'} {rows}"
-    return f"{given} to use and {name} holds out {wanted}{unless}, which leaves none to train on: set {lower}."
+    source = f"{files[0]} has" if len(files) == 1 else f"{len(files)} files have"
+    rows = f"{source} {count} row{'s' if count > 1 else ''} to use"
+    if cfg.eval_rows:
+        unless = "(what suits the bundled data, unless you set it)"
+        return f"{rows} and eval_rows holds out {wanted} {unless}: set {cfg.kind.value}.eval_rows={few(count)}."
+    return (
+        f"{rows} and eval_fraction holds out {wanted}: give {cfg.kind.value} more rows, or set a smaller eval_fraction."
+    )
 
 
 def _write(path: Path, rows: list[Row]) -> None:

@@ -49,7 +49,7 @@ OWNED = {
     **dict.fromkeys(("ref_model_mixup_alpha", "ref_model_sync_steps"), _REFERENCE),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "load_best_model_at_end"), "the road itself"),
 }
-_POSITIVE = {"learning_rate": 1e-4, "beta": 0.1, "num_train_epochs": 1}
+POSITIVE = {"learning_rate": 2e-4, "beta": 0.1, "num_train_epochs": 1}
 """What the libraries take as any number, and no training survives: a value that makes sense for each."""
 FREE = frozenset(
     (
@@ -122,8 +122,8 @@ def problems(config: str, args: dict[str, Any]) -> Iterator[str]:
             except (TypeError, ValueError):
                 yield f"args.{name} is {value!r}, but {config} wants {known[name].type}."
                 continue
-            if name in _POSITIVE and isinstance(fits, int | float) and fits <= 0:
-                yield f"args.{name} is {fits}; give a positive number such as {_POSITIVE[name]}."
+            if name in POSITIVE and isinstance(fits, int | float) and fits <= 0:
+                yield f"args.{name} is {fits}; give a positive number such as {POSITIVE[name]}."
 
 
 def cast(knob: Knob, value: Any) -> Any:

@@ -30,6 +30,13 @@ def test_rows_are_shown_with_what_bears_loss_and_the_proof(
     assert '<span class="trained">Ok &lt;b&gt;.</span><span class="trained control">' in page.read_text()
 
 
+def test_rows_that_were_left_out_are_told(given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "chats.jsonl"
+    data.write_text(data.read_text() + HI.replace("Ok <b>.", " "))
+    assert preview.main([*given, "--rows", "1"]) == 0
+    assert "Left out: 1 of 31 rows of chats, chats.jsonl:31 (empty answer); more about it: " in capsys.readouterr().out
+
+
 def test_what_it_makes_a_run_finds_and_it_makes_nothing_twice(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,8 +112,13 @@ def test_an_empty_file_is_an_error(run: Run, tmp_path: Path) -> None:
 
 
 def test_holding_out_everything_is_an_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="leaves none to train on"):
-        preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 5), eval_rows=5))
+    with pytest.raises(TableError) as error:
+        preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 10), eval_rows=16))
+    said = str(error.value)
+    assert said.startswith("a.jsonl has 10 rows to use and eval_rows holds out 16 (what suits the bundled data")
+    assert said.endswith("set chats.eval_rows=2.")
+    with pytest.raises(TableError, match=r"a\.jsonl has 1 row to use and eval_fraction holds out 1"):
+        preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 1), eval_fraction=0.1))
 
 
 def test_rows_that_all_share_one_prompt_cannot_be_split(run: Run, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_a_file_without_one_good_row_is_an_error_that_names_file_row_and_the_nea
         "a.jsonl:1: missing column, found 'Prompt', 'completions', 'id'. "
         "Expected the columns 'messages', or 'conversations', or 'instruction' and 'output', "
         "or 'prompt' and 'completion'. "
-        "Did you mean to name the columns so: 'Prompt' to 'prompt', 'completions' to 'completion'?"
+        "Rename the columns 'Prompt' to 'prompt' and 'completions' to 'completion' in every row."
     )
 
 
@@ -76,10 +76,42 @@ def test_one_bad_file_among_good_ones_is_found(tmp_path: Path) -> None:
 
 
 def test_pairs_read_as_chats_and_chats_read_as_pairs_say_which_kind_they_are(tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="set kind=pairs"):
+    with pytest.raises(TableError, match=r"preference pairs, not chats: .* did you mean pairs\.path\?"):
         Gather(Kind.chats)(write(tmp_path / "a.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}))
-    with pytest.raises(TableError, match="set kind=chats"):
+    with pytest.raises(TableError, match=r"chats, not pairs: .* did you mean chats\.path\?"):
         Gather(Kind.pairs)(write(tmp_path / "a.jsonl", row("one")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "header", "says"),
+    [
+        (
+            Kind.chats,
+            "question,answer",
+            "Rename the columns 'question' to 'prompt' and 'answer' to 'completion' in the",
+        ),
+        (Kind.chats, "promt,completion", "Rename the column 'promt' to 'prompt' in the file's first line."),
+        (
+            Kind.chats,
+            "a,b",
+            "Rename the columns of the question and the answer to 'prompt' and 'completion' in the file",
+        ),
+        (Kind.prompts, "promt,b", "Rename the columns of the question and the answer to 'prompt' and 'completion'"),
+        (Kind.pairs, "chosen,rejectd", "Rename the column 'rejectd' to 'rejected' in the file's first line."),
+        (Kind.pairs, "good,bad", "to 'prompt', 'chosen', 'rejected' in the file's first line."),
+    ],
+)
+def test_unknown_columns_are_told_their_new_names(tmp_path: Path, kind: Kind, header: str, says: str) -> None:
+    (tmp_path / "a.csv").write_text(f"{header}\none,two\n")
+    with pytest.raises(TableError) as error:
+        Gather(kind)({"a.csv": tmp_path / "a.csv"})
+    assert says in str(error.value)
+
+
+def test_rows_whose_columns_are_right_are_not_told_to_rename_them(tmp_path: Path) -> None:
+    with pytest.raises(TableError) as error:
+        Gather(Kind.chats)(write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "", "prompts": 1}))
+    assert "empty answer" in str(error.value) and "Rename" not in str(error.value)
 
 
 def test_a_file_of_broken_lines_says_what_to_do(tmp_path: Path) -> None:
