@@ -215,7 +215,9 @@ def _endless(config: Any, said: list[str]) -> Iterator[str]:
     """Each inf and nan among a dataclass's own values that its `problems` let pass: no key can hold one."""
     for item in dataclasses.fields(config):
         for place, value in _numbers(getattr(config, item.name), item.name):
-            if not math.isfinite(value) and not any(problem.startswith(f"{place} is ") for problem in said):
+            if not math.isfinite(value) and not any(
+                problem.startswith((f"{place} is ", f"{place}=")) for problem in said
+            ):
                 likely = knobs.POSITIVE.get(place.removeprefix("args."), item.default)
                 usual = isinstance(likely, float) and math.isfinite(likely)
                 yield f"{place} is {value}; give a finite number{f' such as {likely:g}' if usual else ''}."

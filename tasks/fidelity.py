@@ -39,6 +39,8 @@ class FidelityConfig:
 def fidelity(
     run: Run, cfg: FidelityConfig, policy: Model, merged: Model, f16: GGUF, level: GGUF, prompts: Dataset
 ) -> dict[str, float]:
+    from numpy import isnan
+
     from tasks.llm import chat, gguf, models, rows, scoring
 
     asked = list(rows.read_split(prompts.path, "eval"))[: cfg.rows]
@@ -61,6 +63,8 @@ def fidelity(
         for index, logits in enumerate(open_model(turns)):
             if now is None:
                 now = scoring.LogitsFile(run.work / f"{number % 2}.logits", lengths, logits.shape[-1])
+            if isnan(logits).any():
+                raise ValueError(f"{_NAMES[name]} answers with NaN instead of probabilities: {_OVERFLOW}")
             now[index] = logits
             if before is not None:
                 pairs.setdefault(name, scoring.Divergence()).add(before[index], logits)
@@ -73,6 +77,18 @@ def fidelity(
     (run.out / "metrics.json").write_text(json.dumps({**about, "pairs": found, "chat": begun}, indent=1))
     flat = {f"{name}_{measure}": value for name, pair in found.items() for measure, value in pair.items()}
     return flat | begun | {"tokens": sum(lengths), "rows": len(turns)}
+
+
+_NAMES = {
+    "adapter": "The trained model",
+    "merged": "The merged model",
+    "f16": "The f16 GGUF",
+    "level": "The quantized GGUF",
+}
+_OVERFLOW = (
+    "numbers in it are too large for its format. That is what a training leaves that diverged: look at its loss curve, "
+    "and lower its args.learning_rate."
+)
 
 
 def _begun(merged: Model, f16: GGUF, asked: list[dict[str, Any]], turns: list[chat.Turn]) -> dict[str, float]:

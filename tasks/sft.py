@@ -77,6 +77,7 @@ def sft(run: Run, cfg: SFTConfig, base: Model, tokens: Tokens) -> dict[str, floa
     metrics = training.fit(trainer, run.work, run.log, run.progress, run.stopping)
     if len(held_out):
         metrics["eval_loss"] = trainer.evaluate()["eval_loss"]
+    training.worse_than_chance(metrics.get("eval_loss", metrics["loss"]), trainer)
     training.history(trainer, run.notes)
     if run.rank:
         return metrics  # one rank writes what all of them trained

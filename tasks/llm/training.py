@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ def arguments(
         "max_length": None,
     }
     modest = {"save_total_limit": 2, "dataloader_pin_memory": False, "per_device_eval_batch_size": at_once}
+    modest |= {"logging_nan_inf_filter": False}  # it would show the mean of the steps before instead
     if ranks > 1:
         modest |= {"ddp_find_unused_parameters": False}  # the search costs time, and every weight we train is used
         ours |= several.joined(cpu, autocast)
@@ -126,7 +128,8 @@ def fit(
 ) -> dict[str, float]:
     """Train, going on from the last complete checkpoint in the work folder; returns the summary metrics.
 
-    Raises InterruptedError after a step and a checkpoint when `stopping()` says so.
+    Raises InterruptedError after a step and a checkpoint when `stopping()` says so, and Diverged rather than leave
+    weights that are no numbers.
     """
     batches.group(trainer)
     several.prepare(trainer)
@@ -139,8 +142,28 @@ def fit(
         raise InterruptedError(f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}")
     if not trainer.state.global_step:
         raise ValueError("Not one optimizer step was taken: raise args.num_train_epochs or args.max_steps.")
+    if not all(weight.isfinite().all() for weight in trainer.model.parameters() if weight.requires_grad):
+        raise Diverged("the trained weights are not finite", trainer.args)
     loss = _mean_loss(trainer.state.log_history)
     return {"loss": several.mean(result.training_loss) if loss is None else loss, "steps": trainer.state.global_step}
+
+
+class Diverged(ValueError):
+    """Training destroyed the weights it was given."""
+
+    def __init__(self, what: str, args: Any) -> None:
+        way = f"lower args.learning_rate, which is {args.learning_rate:g} (LoRA: 1e-5 to 5e-4, full: 1e-6 to 5e-5)"
+        super().__init__(f"Training diverged: {what}. To try: {way}.")
+
+
+def worse_than_chance(loss: float, trainer: Any) -> None:
+    """Raises Diverged where the loss per token is above ln(vocabulary), that of guessing, and above where it began."""
+    began = next((entry["loss"] for entry in trainer.state.log_history if "loss" in entry), math.inf)
+    chance = math.log(trainer.model.config.get_text_config().vocab_size)
+    if loss > max(began, chance):
+        raise Diverged(
+            f"it ended at a loss of {loss:.3g} (from {began:.3g}; guessing gives {chance:.3g})", trainer.args
+        )
 
 
 @contextmanager
@@ -213,6 +236,9 @@ def _watcher(log: Callable[[dict[str, float], int], None], progress: Callable[[i
             numbers = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float)}
             if state.is_world_process_zero:
                 log(numbers, state.global_step)
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(numbers.get(name, 0)):
+                    raise Diverged(f"{name} is {numbers[name]} at step {state.global_step}", args)
             if "loss" in numbers:
                 self.loss = f"loss {numbers['loss']:.3f}"
 

@@ -211,3 +211,16 @@ def test_null_where_it_cannot_stand_says_what_to_write() -> None:
 def test_values_that_are_swept_need_a_sweep() -> None:
     (problem,) = wrong("dpo.args.beta=0.1,0.3")
     assert problem == "dpo.args.beta=0.1,0.3: several values are a sweep and want -m; a list is written [a,b]."
+
+
+def test_numbers_without_end_are_refused_wherever_they_stand_and_once() -> None:
+    assert wrong(
+        "sft.args.learning_rate=1e400", "dpo.args.beta=nan", "chats.eval_rows=0", "chats.eval_fraction=nan"
+    ) == [
+        "chats.eval_fraction=nan is not a share; give 0 (none) to below 1, such as 0.05",
+        "sft.args.learning_rate is inf; give a finite number such as 0.0002.",
+        "dpo.args.beta is nan; give a finite number such as 0.1.",
+    ]
+    assert wrong("sft.args.lr_scheduler_kwargs={a:inf}") == [
+        "sft.args.lr_scheduler_kwargs.a is inf; give a finite number."
+    ]

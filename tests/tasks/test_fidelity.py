@@ -57,6 +57,14 @@ def test_what_an_adapter_changed_shows_as_a_distance_from_its_merge(
     assert abs(metrics["f16_kl"]) < 1e-5
 
 
+def test_a_model_that_answers_with_no_number_is_an_error(
+    run: Run, full: Model, f16: GGUF, prompts: Dataset, tmp_path: Path
+) -> None:
+    broken = hand.adapter(tmp_path / "adapter", full, scale=float("nan"))
+    with pytest.raises(ValueError, match=r"The trained model answers with NaN.* lower its args\.learning_rate"):
+        fidelity.body(run, FEW, broken, full, f16, f16, prompts)
+
+
 def test_a_level_is_measured_against_f16_and_named_after_its_file(
     run: Run, full: Model, f16: GGUF, prompts: Dataset, tmp_path: Path
 ) -> None:

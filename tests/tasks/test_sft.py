@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.encode import EncodeConfig, encode
-from tasks.llm import models, scoring
+from tasks.llm import models, scoring, training
 from tasks.llm.training import LoRA, Method
 from tasks.runtime import Model, Precision, Run, Tokenizer, Tokens
 from tasks.sft import SFTConfig, sft
@@ -153,6 +154,22 @@ def test_full_weights_are_kept_in_the_format_asked_for(base: Model, tokens: Toke
     cfg.precision = Precision.bf16
     sft.body(run, cfg, base, tokens)
     assert {str(weight.dtype) for weight in load_file(run.out / "model.safetensors").values()} == {"torch.bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("rate", "steps", "says"),
+    [
+        (1e30, 4, "(loss|grad_norm) is (nan|inf) at step [234]"),
+        (1e38, 1, "the trained weights are not finite"),
+        (3.0, 4, r"it ended at a loss of \d+.* guessing gives 6\.\d"),
+    ],
+)
+def test_a_training_that_diverged_is_an_error_that_names_the_rate(
+    base: Model, tokens: Tokens, tmp_path: Path, rate: float, steps: int, says: str
+) -> None:
+    with pytest.raises(training.Diverged, match=f"{says}.*lower args.learning_rate, which is {re.escape(f'{rate:g}')}"):
+        sft.body(hand.run(tmp_path), _config(Method.full, learning_rate=rate, max_steps=steps), base, tokens)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_problems_are_those_of_the_batch_and_of_the_trainers_knobs() -> None:
