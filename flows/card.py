@@ -48,7 +48,7 @@ def text(story: Story, of: Origin, beside: usage.Beside) -> str:
         "## What it was made from\n\n" + _base(story) + "\n" + _data(story),
         "## How it was made\n\n" + _settings(story),
         "## How to make it again\n\n" + _again(story, of),
-        "## Limitations\n\n" + "".join(f"* {line}\n" for line in _limitations(story, story.verdict)),
+        "## Limitations\n\n" + "".join(f"* {line}\n" for line in [*_trial(of), *_limitations(story, story.verdict)]),
     ]
     return "\n".join(parts)
 
@@ -208,6 +208,8 @@ def _again(story: Story, of: Origin) -> str:
     steps = [_told(of.command)] if of.command else []
     steps += [f"python -m flows.store reproduce {of.run}    # the run again past the cache; compares"] if of.run else []
     block = "```\n" + "\n".join(steps) + "\n```\n" if steps else ""
+    if of.command.count("=/") > of.command.count("runtime.root=/"):
+        block += "Of files of one's own their names are left: put your own folders in front.\n"
     return f"{block}\nCode: {', '.join(code) or 'unknown'}. Python {', '.join(python)}; {versions}.\n"
 
 
@@ -229,6 +231,11 @@ def _measured_on(story: Story, verdict: dict[str, Any]) -> str:
         if above["kind"] == "Dataset" and above["key"] in by_key:
             return f"`{_source(by_key[above['key']])}`"
     return "one data set"
+
+
+def _trial(of: Origin) -> Iterator[str]:
+    if found := re.search(r"\bdebug=\w+", of.command):
+        yield f"Made with `{found[0]}`: a few steps on a few rows try the machinery. It is no model to use."
 
 
 def _limitations(story: Story, verdict: dict[str, Any]) -> Iterator[str]:

@@ -232,6 +232,13 @@ def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
         yield from _numbers(part, f"{place}.{name}" if isinstance(value, dict) else f"{place}[{name}]")
 
 
+def dashed(schema: type, argv: list[str]) -> list[str]:
+    """Choices and knobs written as options, each with how it is written."""
+    known = {*_keys(schema), *_groups()}
+    names = {word: word.lstrip("-").partition("=")[0] for word in argv if word.startswith("--")}
+    return [f"{word}: write {name}=..., without dashes." for word, name in names.items() if name in known]
+
+
 def choices(name: str) -> dict[str, tuple[str, list[str]]]:
     """The named choices of a flow: seat -> (default, options), read from its defaults list and the folders of conf/."""
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))["defaults"]  # type: ignore[call-overload,index]
@@ -239,7 +246,13 @@ def choices(name: str) -> dict[str, tuple[str, list[str]]]:
     for entry in defaults:
         for key, default in entry.items() if isinstance(entry, dict) else []:
             group = key.removeprefix("optional ").split("@")[0]
-            options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+            options = _of_a_kind(sorted((CONF / group).glob("*.yaml")), default)
             if not key.startswith("override") and options:
                 found[key] = (default or "none", options if default else ["none", *options])
     return found
+
+
+def _of_a_kind(places: list[Path], default: str | None) -> list[str]:
+    """Names of the choices that say the same `kind` as the default: pairs are no choice where chats go."""
+    kinds = {place.stem: re.findall(r"^kind: (\w+)", place.read_text(), re.M) for place in places}
+    return [name for name, kind in kinds.items() if kind == kinds.get(default or name)]

@@ -25,7 +25,7 @@ ROOT = "POSTTRAIN_ROOT"
 
 _IN_A_FILE = "that is for the owner of this machine to say, in a file of conf/ or on the command line."
 _OWNERS = {
-    "runtime.root": "where artifacts lie is for the server to say: python -m flows.deploy --root DIR.",
+    "runtime.root": f"where artifacts lie is for the server to say: {ROOT} in deploy/.env, or flows.deploy --root.",
     "trust_remote_code": f"it lets code run that comes with a model; {_IN_A_FILE}",
     "llama_cpp": f"it names a program to run; {_IN_A_FILE}",
     "hydra": "Hydra's own settings are for the command line.",
@@ -118,7 +118,7 @@ def _one(name: str, default: Any, kind: Any) -> inspect.Parameter:
 def explained(name: str, about: str) -> str:
     """A docstring whose arguments are the form's: Prefect shows what is said of each above its field."""
     asks, lines = _questions(name), [about, "", "Args:"]
-    for seat, (_, options) in choices(name).items():
+    for seat, options in ((seat, options) for seat, (_, options) in choices(name).items() if len(options) > 1):
         lines.append(f"    {parameter(seat)}: {asks.get(seat, seat)}.{_briefly(seat, options)}")
     lines.append("    overrides: Any knob as key=value, one in each item: dpo.args.beta=0.3. plan=true only says what")
     lines.append(f"        would run. All knobs: python -m flows.{name} --help")

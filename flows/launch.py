@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 
 from flows import arrival, form, report, trials
-from flows.compose import ConfigError, choices, compose
+from flows.compose import ConfigError, choices, compose, dashed
 from flows.server import prefect_server
 from flows.surroundings import prepare_environment
 from tasks.llm.training import rows_at_once
@@ -66,6 +66,9 @@ def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> Non
 
         print(text(drawing, schema))
         return
+    if wrong := dashed(schema, argv):
+        print("\n".join(wrong), file=sys.stderr)
+        sys.exit(2)
     if any(word.startswith("-") for word in argv):
         from flows.sweeps import through_hydra
 
@@ -137,7 +140,8 @@ def front_door(drawing: Drawing, schema: type, served: bool = False) -> Any:
         try:
             passed = travel(drawing, config, asked + form.owners() if served else asked)
         except Stopped as stop:
-            return Cancelled(message=f"{stop}. The same command goes on from here.")
+            again = "Run again with the same choices" if served else "The same command"
+            return Cancelled(message=f"{stop}. {again} goes on from here.")
         if passed:
             return Completed(message="verdict passed")
         return Failed(name="VerdictFailed", message="a gate failed; every artifact and the report are kept")

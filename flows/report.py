@@ -47,6 +47,8 @@ def score_rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """A header and a line per model: the objective with its interval, then the other measures."""
     objective = verdict["objective"]
     others = [name for name in ("exact_match", "json_valid", "loss", "stopped") if name != objective]
+    if not any(score["json_valid"] for score in verdict["scores"]):
+        others.remove("json_valid")  # most tasks want no JSON
     found = [("model", f"{objective} [95 % interval]", *others)]
     for score in verdict["scores"]:
         low, high = score["interval"]
@@ -175,7 +177,9 @@ def _linked(value: str) -> str:
 def _verdict_lines(verdict: Verdict) -> list[str]:
     """The gates judge whether the file may be used, not whether it is better than what it came from."""
     word = "passed" if verdict["passed"] else "FAILED"
-    return [f"verdict: {word}, {len(verdict['gates'])} gates", *(f"- {line}" for line in gate_lines(verdict))]
+    lines = gate_lines(verdict)
+    count = f"{len(lines)} of {len(verdict['gates'])} gates" if lines else f"{len(verdict['gates'])} gates"
+    return [f"verdict: {word}, {count}", *(f"- {line}" for line in lines)]
 
 
 def table(lines: Sequence[tuple[str, ...]]) -> str:

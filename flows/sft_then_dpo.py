@@ -63,8 +63,9 @@ class SFTThenDPO(Road):
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
-    base = download(cfg.download)
     chats, pairs, prompts = preprocess(cfg.chats), preprocess(cfg.pairs), preprocess(cfg.prompts)
+    general = preprocess(cfg.general) if cfg.general else None  # what is wrong with rows is told before a long download
+    base = download(cfg.download)
     tokens = encode(cfg.encode, base.tokenizer, chats)
     tuned = sft(cfg.sft, base, tokens)
     known = reference(cfg.reference, tuned, pairs)
@@ -74,10 +75,7 @@ def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
     gguf = quantize(cfg.quantize, f16)
     trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
     scores = [evaluate(cfg.evaluate, model, prompts) for model in (base, tuned, aligned, gguf)]
-    retained = []
-    if cfg.general:
-        general = preprocess(cfg.general)
-        retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)]
+    retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)] if general else []
     return compare(cfg.compare, scores, trust, retained)
 
 

@@ -208,7 +208,7 @@ _WORDS = {
     "f16_same_top1_min": (_CONVERTER, _CHECK),
     "fidelity_tokens_min": (
         "On so few tokens the figures of fidelity may be chance.",
-        "Give more held-out prompts, raise fidelity.rows, or lower compare.gates.fidelity_tokens_min.",
+        "Give more held-out prompts (at most fidelity.rows are read), or lower compare.gates.fidelity_tokens_min.",
     ),
     "prompt_ids_same_min": ("Chatting, the GGUF meets other tokens than the model was trained on.", _TEMPLATE),
     "f16_first_tokens_min": ("Asked the same, the GGUF begins another answer than the merged model.", _TEMPLATE),

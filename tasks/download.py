@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tasks.llm import templates
+from tasks.llm import tables, templates
 from tasks.runtime import Model, Moving, Precision, Run, external, stage
 
 
@@ -88,14 +88,19 @@ class DownloadConfig:
                 yield f"{name} is empty; source={self.source.value} needs it."
         place = Path(self.path).expanduser()
         if self.source is Source.local and self.path and not (place / "config.json").is_file():
-            there = "has no config.json" if place.is_dir() else "is a file" if place.exists() else "does not exist"
+            there = "has no config.json" if place.is_dir() else "is a file" if place.exists() else _missing(place)
             yield f"path={self.path} {there}; give the folder that holds config.json and *.safetensors."
         if self.source is Source.gguf and self.path and not place.is_file():
-            yield f"path={self.path} does not exist; give a .gguf file."
+            there = "is a folder" if place.exists() else _missing(place, ".gguf")
+            yield f"path={self.path} {there}; give a .gguf file."
         if self.dtype is Precision.auto:
             yield "dtype=auto has no meaning here; give bf16, fp16 or fp32."
         if self.template and (said := templates.problem(self.template)):
             yield said
+
+
+def _missing(place: Path, *suffixes: str) -> str:
+    return f"does not exist ({tables.nearest(place, suffixes)})"
 
 
 @stage(makes=Model, version="1")

@@ -36,6 +36,7 @@ def scores(story: Story, place: Path) -> bool:
     with style.sheet(place, 2, height=1.2 + 0.42 * len(models)) as (left, right):
         values = [score[objective] for score in verdict["scores"]]
         _ranked(left, models, values, [score["interval"] for score in verdict["scores"]], 0, "{:.3f}")
+        style.from_zero_along_x(left)
         prompts = verdict["scores"][-1]["prompts"]
         left.set(title=f"{prompts} held-out prompts", xlabel=f"{objective} (mean, 95 % interval)")
         values = [step["mean"] for step in verdict["differences"]]

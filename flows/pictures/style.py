@@ -75,6 +75,12 @@ def write_values(axes: Any, at: Sequence[float], values: Sequence[float], writte
         axes.annotate(text, (value, y), (0, 6), textcoords="offset points", ha="center", fontsize="small")
 
 
+def from_zero_along_x(axes: Any) -> None:
+    """No negative numbers where no value is negative; all of the first marker is seen."""
+    high = axes.get_xlim()[1] if axes.dataLim.intervalx[1] > 0 else 1.0
+    axes.set_xlim(-0.04 * high, high)
+
+
 def from_zero(axes: Any) -> None:
     """Values run from zero, or from below it, with some air above."""
     low, high = axes.dataLim.intervaly

@@ -120,10 +120,14 @@ def problems(config: str, args: dict[str, Any]) -> Iterator[str]:
             try:
                 fits = cast(known[name], value)
             except (TypeError, ValueError):
-                yield f"args.{name} is {value!r}, but {config} wants {known[name].type}."
+                kind = _KINDS.get(known[name].type.partition(" ")[0], known[name].type)
+                yield f"args.{name} is {value!r}, but {config} wants {kind}."
                 continue
             if name in POSITIVE and isinstance(fits, int | float) and fits <= 0:
                 yield f"args.{name} is {fits}; give a positive number such as {POSITIVE[name]}."
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def cast(knob: Knob, value: Any) -> Any:

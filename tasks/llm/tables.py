@@ -11,7 +11,7 @@ import difflib
 import glob
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,14 +93,19 @@ def missing(path: str) -> str:
 def _nothing_found(path: Path) -> str:
     if path.is_dir():
         return f"no data file in this folder; it should hold files that end in {', '.join(KINDS)}"
+    return f"there is no such file, folder or glob; {nearest(path, KINDS)}"
+
+
+def nearest(path: Path, suffixes: Collection[str]) -> str:
+    """What may be meant by a path that does not exist: a name like it of a folder or of such a file."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     wrong = path.relative_to(folder).parts[0]
-    near = difflib.get_close_matches(wrong, sorted(p.name for p in folder.iterdir()), 2, 0.6)
+    there = sorted(p.name for p in folder.iterdir() if p.is_dir() or p.suffix.lower() in suffixes)
+    near = difflib.get_close_matches(wrong, there, 2, 0.6)
     named = " or ".join(str(folder / name) for name in near)
-    hint = f"did you mean {named}?" if near else f"look into {folder.resolve().name}/"
-    return f"there is no such file, folder or glob; {hint}"
+    return f"did you mean {named}?" if near else f"look into {folder.resolve()}"
 
 
 def _is_table(path: Path, root: Path) -> bool:

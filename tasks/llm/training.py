@@ -157,10 +157,10 @@ class Diverged(ValueError):
 
 
 def worse_than_chance(loss: float, trainer: Any) -> None:
-    """Raises Diverged where the loss per token is above ln(vocabulary), that of guessing, and above where it began."""
+    """Raises Diverged where the loss per token is half again that of guessing, ln(vocabulary), and of the beginning."""
     began = next((entry["loss"] for entry in trainer.state.log_history if "loss" in entry), math.inf)
     chance = math.log(trainer.model.config.get_text_config().vocab_size)
-    if loss > max(began, chance):
+    if loss > 1.5 * max(began, chance):
         raise Diverged(
             f"it ended at a loss of {loss:.3g} (from {began:.3g}; guessing gives {chance:.3g})", trainer.args
         )

@@ -55,7 +55,15 @@ def test_nothing_of_the_machine_is_told(told: Story) -> None:
     assert "/home" not in text and "/tmp" not in text and "runtime.root" not in text
     assert "`prompts.jsonl`" in text
     assert "python -m flows.sft_then_dpo download.path=small dpo.args.beta=0.3" in text
+    assert "put your own folders in front" in text
     assert "python -m flows.store reproduce a-run" in text
+    assert "debug=smoke" not in text
+
+
+def test_a_trial_of_the_machinery_is_called_one(told: Story) -> None:
+    text = card.text(told, card.Origin("a-run", "python -m flows.sft_then_dpo debug=smoke"), usage.Beside())
+    assert "* Made with `debug=smoke`" in text.split("## Limitations")[1]
+    assert "your own folders" not in text
 
 
 def test_scores_forms_gates_and_settings_are_the_manifests_own(told: Story) -> None:

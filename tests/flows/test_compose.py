@@ -153,6 +153,16 @@ def test_the_choices_of_a_flow_are_the_files_of_its_groups() -> None:
     assert found["quantize"][0] == "q8_0"
     assert "q4_k_m" in found["quantize"][1]
     assert found["debug"] == ("none", ["none", "smoke"])
+    assert found["preprocess@chats"][1] == ["tickets_chats"]
+    assert found["preprocess@general"][1] == ["general_prompts", "tickets_prompts"]
+
+
+def test_a_choice_or_knob_written_as_an_option_is_told_how_it_is_written() -> None:
+    argv = ["--debug", "--sft.batch_size=4", "--cfg", "job", "-m", "quantize=f16"]
+    assert compose.dashed(SFTThenDPO, argv) == [
+        "--debug: write debug=..., without dashes.",
+        "--sft.batch_size=4: write sft.batch_size=..., without dashes.",
+    ]
 
 
 MIXED = [

@@ -44,7 +44,8 @@ def test_the_form_has_a_drop_down_for_every_choice(schema: dict[str, Any]) -> No
     fields = schema["properties"]
     assert set(fields["quantize"]["enum"]) == {place.stem for place in (CONF / "quantize").glob("*.yaml")}
     assert fields["experiment"]["default"] == "none" and "bench" in fields["experiment"]["enum"]
-    assert fields["pairs"]["default"] == "tickets_pairs"
+    assert fields["general"]["enum"] == ["general_prompts", "tickets_prompts"]  # kinds that fit there
+    assert "pairs" not in fields  # nothing to choose from
     assert "config_dirs" not in fields
     assert all(field["enum"] for name, field in fields.items() if name != "overrides")
 
@@ -101,7 +102,7 @@ def test_mistakes_and_refusals_are_told_together() -> None:
 def test_a_form_that_begins_with_some_words_asks_for_the_same() -> None:
     from flows.compose import choices
 
-    words = ["quantize=q4_k_m", "preprocess@pairs=tickets_pairs", "dpo.args.beta=0.3", "experiment=bench"]
+    words = ["quantize=q4_k_m", "preprocess@general=tickets_prompts", "dpo.args.beta=0.3", "experiment=bench"]
     filled = form.filled(NAME, words)
     assert filled["quantize"] == "q4_k_m" and filled["overrides"] == ["dpo.args.beta=0.3"]
     asked = form.asked(choices(NAME), filled)
@@ -113,7 +114,7 @@ def test_a_form_that_begins_with_some_words_asks_for_the_same() -> None:
     [
         (["sft_then_dop"], "sft_then_dop: no such flow. There are: sft_then_dpo."),
         (["sft.lora.rnk=8"], "Did you mean sft.lora.rank?"),
-        (["runtime.root=/x"], "python -m flows.deploy --root DIR"),
+        (["runtime.root=/x"], "POSTTRAIN_ROOT in deploy/.env, or flows.deploy --root"),
     ],
 )
 def test_words_that_no_run_could_begin_with_are_refused(

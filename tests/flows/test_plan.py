@@ -113,7 +113,7 @@ def test_a_sweep_is_one_plan(tiny_model: Path, first: Path, capsys: pytest.Captu
     ]
     plan.show_sweep(sft_then_dpo, trials)
     said = capsys.readouterr().out
-    assert said.startswith("6 trials: 1 download, 4 preprocess, 1 encode, 2 sft, 2 reference, 6 dpo, 6 merge, ")
+    assert said.startswith("6 trials: 4 preprocess, 1 download, 1 encode, 2 sft, 2 reference, 6 dpo, 6 merge, ")
     assert "4 sft, 4 reference" in said.split("\n")[0] and said.split("\n")[0].endswith(" saved")
     assert "dpo of sft (6 times)" in said and "evaluate of download  " in said
 

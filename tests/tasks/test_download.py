@@ -260,12 +260,15 @@ def test_what_pip_could_not_do_is_told_and_tried_again_only_when_it_can_pass(
         ),
         (
             DownloadConfig(Source.local, path="/no/such/folder"),
-            ["path=/no/such/folder does not exist; give the folder that holds config.json and *.safetensors."],
+            [
+                "path=/no/such/folder does not exist (look into /); "
+                "give the folder that holds config.json and *.safetensors."
+            ],
         ),
         (
             DownloadConfig(Source.gguf, path="/no/such.gguf", dtype=Precision.auto),
             [
-                "path=/no/such.gguf does not exist; give a .gguf file.",
+                "path=/no/such.gguf does not exist (look into /); give a .gguf file.",
                 "dtype=auto has no meaning here; give bf16, fp16 or fp32.",
             ],
         ),

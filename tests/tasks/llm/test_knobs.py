@@ -121,7 +121,9 @@ def test_a_value_is_cast_to_the_declared_type(name: str, value: Any, meant: Any)
 )
 def test_a_value_of_another_type_is_a_problem_that_names_the_type(name: str, value: Any) -> None:
     (problem,) = knobs.problems("SFTConfig", {name: value})
-    assert problem == f"args.{name} is {value!r}, but SFTConfig wants {knobs.of('SFTConfig')[name].type}."
+    kinds = {"max_steps": "a whole number", "activation_offloading": "true or false"}
+    kind = knobs.of("SFTConfig")[name].type if name == "lr_scheduler_type" else kinds.get(name, "a number")
+    assert problem == f"args.{name} is {value!r}, but SFTConfig wants {kind}."
 
 
 def test_logging_steps_is_no_part_of_the_key() -> None:
