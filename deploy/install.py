@@ -112,7 +112,7 @@ def problems(pip: "Pip", build: bool) -> List[str]:
     """All that would stop the set-up. Makes `.venv` on the way: its pip is asked whether it reaches the index."""
     place = pip.place
     found = list(machine.problems(place.venv, build, full=not place.packages("torch-*")))
-    if not list(machine.python_problems(place.venv)):
+    if not place.venv.is_symlink() and not list(machine.python_problems(place.venv)):
         with Step(place.log, "environment"):
             found += list(venv_problems(place)) or list(index_problems(pip))
     return found

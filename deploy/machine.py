@@ -21,6 +21,8 @@ LARGE = 10 if sys.platform == "linux" else 5  # GiB; on Linux most indexes serve
 def problems(venv: Path, build: bool, full: bool) -> Iterator[str]:
     """All of it at once; `build`: llama.cpp has to be compiled; `full`: the large libraries are still to come."""
     yield from python_problems(venv)
+    if venv.is_symlink():  # making an environment empties what is there
+        yield f"{venv} is a link to {os.path.realpath(str(venv))}, where others may work: remove the link."
     if build:
         yield from compiler_problems()
     yield from disk_problems(venv.parent, need=LARGE if full else 1)

@@ -100,6 +100,17 @@ def test_everything_that_is_wrong_is_said_at_once(
     assert not place.venv.exists()
 
 
+def test_an_environment_that_is_a_link_is_never_emptied(
+    install: Any, place: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (others := tmp_path / "others").mkdir()
+    (others / "work").touch()
+    place.venv.symlink_to(others)
+    assert install.main([], place) == 2
+    assert f".venv is a link to {others}" in capsys.readouterr().err
+    assert (others / "work").exists()
+
+
 def test_windows_is_sent_to_wsl(
     install: Any, place: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
