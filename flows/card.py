@@ -208,6 +208,8 @@ def _again(story: Story, of: Origin) -> str:
     steps = [_told(of.command)] if of.command else []
     steps += [f"python -m flows.store reproduce {of.run}    # the run again past the cache; compares"] if of.run else []
     block = "```\n" + "\n".join(steps) + "\n```\n" if steps else ""
+    if "runtime.root=" in of.command:
+        block += "Where that run was made, `flows.store` wants `--root` with the folder it wrote to.\n"
     if of.command.count("=/") > of.command.count("runtime.root=/"):
         block += "Of files of one's own their names are left: put your own folders in front.\n"
     return f"{block}\nCode: {', '.join(code) or 'unknown'}. Python {', '.join(python)}; {versions}.\n"

@@ -163,6 +163,8 @@ def explain(schema: type, error: BaseException, override: str) -> str:
         return f"{key}: no such key.{_nearest(key, known)}"
     if unfit := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
         return f"{key}={unfit[1]}: it wants {_KINDS.get(unfit[2], unfit[2])}."
+    if "is not Optional" in text:
+        return f"{override}: it wants a value; leave the override out for the default."
     if "Ambiguous value" in text or "requires --multirun" in text:
         return f"{override}: several values are a sweep and want -m; a list is written [a,b]."
     line = text.strip().splitlines()[0]

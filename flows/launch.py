@@ -138,13 +138,13 @@ def front_door(drawing: Drawing, schema: type, served: bool = False) -> Any:
             _tell_prefect(text(drawing, config))
             return Completed(message="a plan: nothing was run")
         try:
-            passed = travel(drawing, config, asked + form.owners() if served else asked)
+            failed = travel(drawing, config, asked + form.owners() if served else asked)
         except Stopped as stop:
             again = "Run again with the same choices" if served else "The same command"
             return Cancelled(message=f"{stop}. {again} goes on from here.")
-        if passed:
+        if not failed:
             return Completed(message="verdict passed")
-        return Failed(name="VerdictFailed", message="a gate failed; every artifact and the report are kept")
+        return Failed(name="VerdictFailed", message=f"{failed}: every artifact is kept, the report says what to try")
 
     parameters = form.parameters(name, served)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -155,8 +155,8 @@ def front_door(drawing: Drawing, schema: type, served: bool = False) -> Any:
     return flow(name=name, description=words, flow_run_name=lambda: _run_name(name), persist_result=False)(run)
 
 
-def travel(drawing: Drawing, config: Any, overrides: list[str]) -> bool:
-    """Run the drawing inside a session, with its MLflow parent, and report; returns whether the verdict passed.
+def travel(drawing: Drawing, config: Any, overrides: list[str]) -> str:
+    """Run the drawing inside a session, with its MLflow parent, and report; returns which gates failed, in words.
 
     Whatever goes wrong is said on the screen, in `error.txt` and in MLflow before it is raised.
     """
@@ -233,7 +233,7 @@ def _failed(tracker: Tracker | None, folder: Path, error: BaseException) -> None
     console.print(f"  What is done is kept, and the next run goes on from it. Traceback: {place}", soft_wrap=True)
 
 
-def _arrived(now: Session, folder: Path) -> bool:
+def _arrived(now: Session, folder: Path) -> str:
     left = arrival.leave(now, folder)
     verdict = left.told.verdict
     passed = verdict is None or bool(verdict["passed"])
@@ -247,7 +247,7 @@ def _arrived(now: Session, folder: Path) -> bool:
         for place in [folder / "report.md", *left.pictures, *left.card]:
             now.tracker.file(place, place.parent.relative_to(folder).as_posix())
         now.tracker.end("FINISHED" if passed else "FAILED")
-    return passed
+    return "" if passed or not verdict else report.failed(verdict)
 
 
 def _register(now: Session, digest: str) -> None:

@@ -81,8 +81,9 @@ def encoded(config: SFTThenDPO) -> tuple[Any, list[dict[str, Any]], list[str]]:
 
     seats = {id(config.download): "download", id(config.chats): "chats", id(config.encode): "encode"}
     with session(config.runtime, seats=seats) as now:
+        chats = preprocess(config.chats)  # what is wrong with rows is told before a long download
         base = download(config.download)
-        tokens = encode(config.encode, base.tokenizer, preprocess(config.chats))
+        tokens = encode(config.encode, base.tokenizer, chats)
         tokenizer = models.load_tokenizer(now.store.fetch(base.tokenizer.ref()))
         rows = pq.read_table(now.store.fetch(tokens.ref()) / "train.parquet").to_pylist()
         notes = now.store.root / now.records[-1].manifest["notes"] / "report.md"

@@ -37,10 +37,11 @@ def headline(verdict: Verdict) -> str:
     objective, (first, *_, last) = verdict["objective"], verdict["scores"]
     low, high = last["interval"]
     names = [called(verdict, score["model"]["stage"]) for score in (first, last)]
+    never = objective == "exact_match" and not any(score[objective] for score in verdict["scores"])
     return (
         f"On {last['prompts']} held-out prompts {names[1]} reaches {objective} {last[objective]:.3f} "
         f"[{low:.3f}, {high:.3f}]; {names[0]} {first[objective]:.3f}."
-    )
+    ) + (" Where answers may be worded freely, judge them by their loss: compare.objective=loss." if never else "")
 
 
 def score_rows(verdict: Verdict) -> list[tuple[str, ...]]:
@@ -176,10 +177,14 @@ def _linked(value: str) -> str:
 
 def _verdict_lines(verdict: Verdict) -> list[str]:
     """The gates judge whether the file may be used, not whether it is better than what it came from."""
-    word = "passed" if verdict["passed"] else "FAILED"
-    lines = gate_lines(verdict)
-    count = f"{len(lines)} of {len(verdict['gates'])} gates" if lines else f"{len(verdict['gates'])} gates"
-    return [f"verdict: {word}, {count}", *(f"- {line}" for line in lines)]
+    said = f"passed, {len(verdict['gates'])} gates" if verdict["passed"] else failed(verdict)
+    return [f"verdict: {said}", *(f"- {line}" for line in gate_lines(verdict))]
+
+
+def failed(verdict: Verdict) -> str:
+    """Of a failed verdict: how many gates, and which."""
+    names = [gate["name"] for gate in verdict["gates"] if not gate["passed"]]
+    return f"{len(names)} of {len(verdict['gates'])} gates FAILED ({', '.join(names)})"
 
 
 def table(lines: Sequence[tuple[str, ...]]) -> str:

@@ -203,6 +203,7 @@ def _answer(args: argparse.Namespace) -> Answer:
     root = Path(args.root)
     if not (root / "store" / "manifests").is_dir():
         say(f"There is nothing under '{root}' yet. A run puts something there: python -m flows.sft_then_dpo")
+        say("Runs with another runtime.root are found with --root DIR.")
         args.yes = False
     if told := services():  # up or not: what is registered there has to be known
         os.environ["MLFLOW_TRACKING_URI"] = os.environ.get("MLFLOW_TRACKING_URI") or told["MLFLOW_TRACKING_URI"]

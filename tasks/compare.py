@@ -186,14 +186,22 @@ def _told(step: dict[str, Any]) -> str:
 def _gate(name: str, value: float, limit: float | None, means: str = "") -> dict[str, Any]:
     """`_max` bounds from above, `_min` from below; a level's gates share their words."""
     passed = limit is None or (value <= limit if name.endswith("_max") else value >= limit)
-    known, advice = _WORDS[name.rpartition(".")[2]]
+    level, _, measure = name.rpartition(".")
+    known, advice = _WORDS[measure]
+    advice = advice or f"{_gentler(level)}, or measure on more answer tokens: give more prompts."
     return {"name": name, "value": value, "limit": limit, "passed": passed, "means": means or known, "advice": advice}
+
+
+def _gentler(level: str) -> str:
+    above = _LEVELS[_LEVELS.index(level) + 1 :] if level in _LEVELS else _LEVELS[-2:]
+    return f"Take a gentler level ({' or '.join(f'quantize.level={name}' for name in above[:2])})"
 
 
 _CONVERTER = "The converter changed more than the number format: the file is another model than the one trained."
 _CHECK = "Check that convert.llama_cpp is recent enough for the model's architecture."
 _LEVEL = "At this level the file answers noticeably differently than the model it was made of."
-_GENTLER = "Take a gentler level, such as q6_k or q8_0."
+_LEVELS = ("q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16")
+"""From the smallest file to the largest."""
 _TEMPLATE = (
     "Its template or tokenizer is another one there: choose one that both read alike (download.template=chatml), or "
     "convert with a newer llama.cpp (convert.llama_cpp)."
@@ -212,8 +220,8 @@ _WORDS = {
     ),
     "prompt_ids_same_min": ("Chatting, the GGUF meets other tokens than the model was trained on.", _TEMPLATE),
     "f16_first_tokens_min": ("Asked the same, the GGUF begins another answer than the merged model.", _TEMPLATE),
-    "kl_max": (_LEVEL, _GENTLER),
-    "same_top1_min": (_LEVEL, _GENTLER),
+    "kl_max": (_LEVEL, ""),
+    "same_top1_min": (_LEVEL, ""),
     "stopped_min": (
         "Its answers do not end: a chat with it would run on.",
         "Raise evaluate.max_new_tokens, or train longer so that it learns to stop.",

@@ -111,12 +111,21 @@ def download(run: Run, cfg: DownloadConfig) -> dict[str, float]:
     about = made[cfg.source](run, cfg)
     if not (run.out / "config.json").exists():
         raise ValueError(f"{cfg.repo or cfg.path} has no config.json, so it is no model that transformers can load.")
-    about |= {"source": cfg.source.value, "license": cfg.license, "trust_remote_code": cfg.trust_remote_code}
+    licence = _licence(cfg) if cfg.license in ("", "unknown") else cfg.license
+    about |= {"source": cfg.source.value, "license": licence, "trust_remote_code": cfg.trust_remote_code}
     if cfg.template:
         about["template"] = templates.name_of(templates.text(cfg.template)) or "a file of one's own"
     (run.out / models.ORIGIN).write_text(json.dumps(about, indent=1, sort_keys=True))
     _settle_template(run, cfg)
     return {"size_mb": sum(p.stat().st_size for p in run.out.rglob("*") if p.is_file()) / 1e6}
+
+
+def _licence(cfg: DownloadConfig) -> str:
+    """Of a model that an earlier road made: what was known of its base."""
+    from tasks.llm import models
+
+    told = models.origin(Path(cfg.path).expanduser()) if cfg.source is Source.local else {}
+    return str(told.get("license") or cfg.license)
 
 
 def _settle_template(run: Run, cfg: DownloadConfig) -> None:

@@ -8,7 +8,7 @@ and `eval.jsonl`, either of which may be empty; `notes/report.json` says what be
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -114,11 +114,13 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
 
     given, given_tally = gather(find(cfg.eval_path)) if cfg.eval_path else ([], Tally())
     rows, tally = gather(files, held_out={prompt_key(row) for row in given})
+    if not tally.rows:
+        raise TableError(f"{_named(files)} no rows: give rows with the columns that docs/data.md names.")
     _refuse(given_tally, 1 if cfg.eval_path else 0, cfg)
     _refuse(tally, cfg.min_rows, cfg)
 
     chosen = sample(rows, cfg.max_rows, cfg.seed) if cfg.max_rows else rows
-    train, held = _divide(chosen, cfg, list(files))
+    train, held = _divide(chosen, cfg, f"{_named(files)} {_counted(rows)}")
     held = given or held
 
     _write(run.out / "train.jsonl", train)
@@ -166,13 +168,21 @@ def _refuse(tally: Tally, least: int, cfg: PreprocessConfig) -> None:
         )
 
 
-def _divide(rows: list[Row], cfg: PreprocessConfig, files: list[str]) -> tuple[list[Row], list[Row]]:
-    """Train and held-out rows. `files`: the names of those they came from."""
+def _named(files: Collection[str]) -> str:
+    return f"{next(iter(files))} has" if len(files) == 1 else f"{len(files)} files have"
+
+
+def _counted(rows: Collection[Row]) -> str:
+    return f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+
+
+def _divide(rows: list[Row], cfg: PreprocessConfig, source: str) -> tuple[list[Row], list[Row]]:
+    """Train and held-out rows. `source`: how many rows which files have."""
     if cfg.kind is Kind.prompts:
         return [], rows
     wanted = cfg.eval_rows or (max(1, round(cfg.eval_fraction * len(rows))) if cfg.eval_fraction else 0)
     if wanted >= len(rows):
-        raise TableError(_too_few(len(rows), wanted, cfg, files))
+        raise TableError(_too_few(rows, wanted, cfg, source))
     train, held = split(rows, wanted, cfg.seed)
     if wanted and not held:
         raise TableError(
@@ -182,16 +192,15 @@ def _divide(rows: list[Row], cfg: PreprocessConfig, files: list[str]) -> tuple[l
     return train, held
 
 
-def _too_few(count: int, wanted: int, cfg: PreprocessConfig, files: list[str]) -> str:
+def _too_few(rows: Collection[Row], wanted: int, cfg: PreprocessConfig, source: str) -> str:
     """Roads have a seat for each kind of rows, by its name."""
-    source = f"{files[0]} has" if len(files) == 1 else f"{len(files)} files have"
-    rows = f"{source} {count} row{'s' if count > 1 else ''} to use"
+    taken = "" if source.endswith(f" {_counted(rows)}") else f", max_rows takes {len(rows)} of them,"
     if cfg.eval_rows:
         unless = "(what suits the bundled data, unless you set it)"
-        return f"{rows} and eval_rows holds out {wanted} {unless}: set {cfg.kind.value}.eval_rows={few(count)}."
-    return (
-        f"{rows} and eval_fraction holds out {wanted}: give {cfg.kind.value} more rows, or set a smaller eval_fraction."
-    )
+        better = f"set {cfg.kind.value}.eval_rows={few(len(rows))}"
+        return f"{source}{taken} and eval_rows holds out {wanted} {unless}: {better}."
+    more = f"give {cfg.kind.value} more rows, or set a smaller eval_fraction"
+    return f"{source}{taken} and eval_fraction holds out {wanted}: {more}."
 
 
 def _write(path: Path, rows: list[Row]) -> None:

@@ -134,6 +134,8 @@ def cast(knob: Knob, value: Any) -> Any:
     """The value as its declared type: 3 under a float is 3.0, 3.0 under an int is 3. Raises ValueError or TypeError."""
     kinds = set(re.findall(r"\w+", knob.type))
     if value is None:
+        if "None" not in kinds and knob.default is not None:
+            raise TypeError(value)
         return value
     if isinstance(value, str):
         if not kinds - {"int", "float", "bool", "None"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,13 +73,24 @@ class RuntimeConfig:
             yield "isolation=none keeps every stage in this process, and several ranks are several: leave it out."
         place = next(p for p in (Path(self.root).resolve(), *Path(self.root).resolve().parents) if p.exists())
         room = shutil.disk_usage(place).free
-        if room < _LEAST_ROOM:
+        if not place.is_dir() or not _takes_files(place):
+            yield f"root={self.root} is no folder that can be written to ({place}): choose another."
+        elif room < _LEAST_ROOM:
             least = f"{_LEAST_ROOM / 1e9:.0f} GB"
             yield f"root={self.root} has {room / 1e9:.1f} GB of free disk; make room for {least}, or choose another."
         if not 0 <= self.grace <= 600:
             yield f"grace is {self.grace} seconds; give 0 to 600, usually 5."
         if not 0 <= self.retries <= 20:
             yield f"retries is {self.retries}; give a number from 0 to 20."
+
+
+def _takes_files(folder: Path) -> bool:
+    """By trying: rights, read-only disks and frozen folders each have a way of their own to say no."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 @dataclass

@@ -55,7 +55,7 @@ def test_nothing_of_the_machine_is_told(told: Story) -> None:
     assert "/home" not in text and "/tmp" not in text and "runtime.root" not in text
     assert "`prompts.jsonl`" in text
     assert "python -m flows.sft_then_dpo download.path=small dpo.args.beta=0.3" in text
-    assert "put your own folders in front" in text
+    assert "put your own folders in front" in text and "wants `--root`" in text
     assert "python -m flows.store reproduce a-run" in text
     assert "debug=smoke" not in text
 

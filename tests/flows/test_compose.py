@@ -218,6 +218,31 @@ def test_null_where_it_cannot_stand_says_what_to_write() -> None:
     ]
 
 
+def test_a_null_where_a_value_must_be_is_refused_in_words() -> None:
+    assert wrong("sft.batch_size=null", "sft.args.learning_rate=null", "sft.args.max_steps=null") == [
+        "sft.batch_size=null: it wants a value; leave the override out for the default."
+    ]
+    assert wrong("sft.args.learning_rate=null") == ["sft.args.learning_rate is None, but SFTConfig wants a number."]
+
+
+@pytest.mark.parametrize("where", ["a file", "a folder that takes no files"])
+def test_a_root_that_cannot_be_written_to_is_refused(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "root"
+    if where == "a file":
+        place.touch()
+    else:
+        place.mkdir()
+        monkeypatch.setattr("tempfile.TemporaryFile", refusing)
+    (problem,) = wrong(f"runtime.root={place}")
+    assert problem == f"runtime.root={place} is no folder that can be written to ({place}): choose another."
+
+
+def refusing(**_: object) -> None:
+    raise PermissionError
+
+
 def test_values_that_are_swept_need_a_sweep() -> None:
     (problem,) = wrong("dpo.args.beta=0.1,0.3")
     assert problem == "dpo.args.beta=0.1,0.3: several values are a sweep and want -m; a list is written [a,b]."

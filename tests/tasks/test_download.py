@@ -245,6 +245,14 @@ def test_what_pip_could_not_do_is_told_and_tried_again_only_when_it_can_pass(
         download.body(run, cfg)
 
 
+def test_the_licence_of_a_model_that_an_earlier_road_made_is_known(tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    (tmp_path / "mine" / models.ORIGIN).write_text(json.dumps({"license": "apache-2.0"}))
+    run = hand.run(tmp_path / "run")
+    download.body(run, DownloadConfig(Source.local, path=str(tmp_path / "mine"), license="unknown"))
+    assert models.origin(run.out)["license"] == "apache-2.0"
+
+
 # Problems
 
 

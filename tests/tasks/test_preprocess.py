@@ -106,18 +106,25 @@ def test_too_few_rows_are_an_error_that_says_where_the_others_went(run: Run, tmp
         preprocess.body(run, PreprocessConfig(path=path, min_rows=3))
 
 
-def test_an_empty_file_is_an_error(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(TableError, match="only 0 of 0 rows"):
-        preprocess.body(run, PreprocessConfig(path=file(tmp_path / "a.jsonl")))
+@pytest.mark.parametrize("text", ["", "prompt,completion\n"])
+def test_a_file_without_rows_is_named(run: Run, tmp_path: Path, text: str) -> None:
+    (tmp_path / "bare.csv").write_text(text)
+    with pytest.raises(TableError, match=r"bare\.csv has no rows: give rows"):
+        preprocess.body(run, PreprocessConfig(path=str(tmp_path / "bare.csv")))
+
+
+def test_the_rows_that_max_rows_takes_are_told_from_those_of_the_file(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(TableError, match=r"a\.jsonl has 9 rows, max_rows takes 4 of them, and eval_rows holds out 5"):
+        preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 9), max_rows=4, eval_rows=5))
 
 
 def test_holding_out_everything_is_an_error(run: Run, tmp_path: Path) -> None:
     with pytest.raises(TableError) as error:
         preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 10), eval_rows=16))
     said = str(error.value)
-    assert said.startswith("a.jsonl has 10 rows to use and eval_rows holds out 16 (what suits the bundled data")
+    assert said.startswith("a.jsonl has 10 rows and eval_rows holds out 16 (what suits the bundled data")
     assert said.endswith("set chats.eval_rows=2.")
-    with pytest.raises(TableError, match=r"a\.jsonl has 1 row to use and eval_fraction holds out 1"):
+    with pytest.raises(TableError, match=r"a\.jsonl has 1 row and eval_fraction holds out 1"):
         preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 1), eval_fraction=0.1))
 
 
