@@ -97,7 +97,7 @@ def test_a_wrong_sweep_starts_nothing_and_is_exit_code_2(tiny_model: Path, tmp_p
 def test_a_plan_of_a_sweep_runs_nothing(tiny_model: Path, tmp_path: Path) -> None:
     done = roads.command(tiny_model, tmp_path / "data", "-m", "plan=true", "dpo.args.beta=0.1,0.2,0.3")
     assert done.returncode == 0, done.stderr
-    assert "3 trials: 1 download" in done.stdout
+    assert "3 trials: 4 preprocess, 1 download" in done.stdout
     assert not (tmp_path / "data" / "runs").exists()
 
 
