@@ -62,6 +62,17 @@ def automations_of(url: str) -> list[Any]:
         return list(client.read_automations_by_name(automations.NAME))
 
 
+def heard_of(url: str) -> set[str]:
+    """The flow runs whose heartbeat the server has."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    asked = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}}}
+    with SyncPrefectClient(url) as client:
+        names = {f"prefect.flow-run.{run.id}": run.name for run in client.read_flow_runs()}
+        told = client._client.post("/events/filter", json=asked).json()["events"]
+    return {names[event["resource"]["prefect.resource.id"]] for event in told}
+
+
 def test_a_killed_flow_run_is_crashed_and_others_are_not(environment: dict[str, str], tmp_path: Path) -> None:
     assert "is set up: Crashed after 60 s" in script(environment, "--window", "60").stdout
     runs = {}
@@ -74,6 +85,7 @@ def test_a_killed_flow_run_is_crashed_and_others_are_not(environment: dict[str, 
         for name in runs:
             wait_for((tmp_path / f"{name} began").exists, seconds=120)
         url = environment["PREFECT_API_URL"]
+        wait_for(lambda: heard_of(url) >= {"killed", "living"}, seconds=120)  # what was never heard of is not missed
         runs["killed"].kill()
         wait_for(lambda: states(url)["killed"].is_crashed(), seconds=WINDOW + 120)
         found = states(url)
