@@ -24,7 +24,11 @@ becomes one JSON object, its keys always in this order:
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
 
-The messages of prompts.jsonl are built from other sentences, products and names than those of chats and pairs (see
+    pairs_matched.jsonl  320 more messages, each with the right object and one that is as long to the character and as
+                         bare, but wrong in what it says. To learn the matter from, since the manners tell nothing.
+    questions.jsonl      400 more messages with the right bare object. To practise on, where answers are rewarded.
+
+The messages of prompts.jsonl are built from other sentences, products and names than those of all other files (see
 ticket_phrases.json: train and held_out): they share nothing but the system message and the name of the channel. All
 text is invented for this project. The script gives the same bytes everywhere: it draws with `random.random()` only,
 whose stream Python promises.
@@ -153,6 +157,30 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
     return ticket | {field: dice.pick(others[field])}
 
 
+def as_long(dice: Dice, bank: Bank, ticket: Ticket) -> Ticket:
+    """The ticket with something wrong in it that its length does not tell: one kind of mistake, drawn from those there
+    are. Where a word is longer than the right one, a flag makes up for it: true is shorter than false."""
+    flags = ("urgent", "refund")
+    kinds = (
+        [{"category": c} for c in CATEGORIES],
+        [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags],
+        [{"urgent": ticket["refund"], "refund": ticket["urgent"]}],
+        [{"product": product} for product in (*bank["products"], *bank["others"])],
+        [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else [],
+    )
+    mistakes = [[ticket | change for change in kind if _differs_unseen(ticket, ticket | change)] for kind in kinds]
+    wrong: Ticket = dice.pick(dice.pick([kind for kind in mistakes if kind]))
+    return wrong
+
+
+def _differs_unseen(right: Ticket, wrong: Ticket) -> bool:
+    return wrong != right and len(json.dumps(wrong)) == len(json.dumps(right))
+
+
+def _other_digits(dice: Dice, order_id: str) -> str:
+    return "".join(dice.pick("123456789".replace(sign, "")) if sign.isdigit() else sign for sign in order_id)
+
+
 def draw(dice: Dice, bank: Bank, size: int, taken: set[str]) -> list[Case]:
     """`size` cases, all categories alike often, no message that was drawn before."""
     cases: list[Case] = []
@@ -178,6 +206,11 @@ def pair(dice: Dice, case: Case) -> Row:
     return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": wrapped(dice, json.dumps(other))}
 
 
+def matched(dice: Dice, bank: Bank, case: Case) -> Row:
+    wrong = as_long(dice, bank, case.ticket)
+    return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": json.dumps(wrong)}
+
+
 def prompt(case: Case) -> Row:
     return {"prompt": case.prompt, "completion": json.dumps(case.ticket)}
 
@@ -185,11 +218,14 @@ def prompt(case: Case) -> Row:
 def make() -> dict[str, list[Row]]:
     """All rows by the name of their file."""
     banks: dict[str, Bank] = json.loads((HERE / "ticket_phrases.json").read_text("utf-8"))
-    dice, taken = Dice(20), set[str]()
+    train = banks["train"]
+    dice, more, taken = Dice(20), Dice(21), set[str]()
     return {
-        "chats": [chat(dice, case) for case in draw(dice, banks["train"], 400, taken)],
-        "pairs": [pair(dice, case) for case in draw(dice, banks["train"], 160, taken)],
+        "chats": [chat(dice, case) for case in draw(dice, train, 400, taken)],
+        "pairs": [pair(dice, case) for case in draw(dice, train, 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
+        "pairs_matched": [matched(more, train, case) for case in draw(more, train, 320, taken)],
+        "questions": [prompt(case) for case in draw(more, train, 400, taken)],
     }
 
 

@@ -62,8 +62,13 @@ def _why(key: str, value: Any) -> str:
     for name, why in _OWNERS.items():
         if name == key or name in re.split("[./@]", key):
             return why
-    code = isinstance(value, str) and _CODE.fullmatch(value)
-    return f"{value} names code to run; {_IN_A_FILE}" if code else ""
+    if not isinstance(value, str):
+        return ""
+    if "${" in value:  # what it becomes is not seen here
+        return f"{value} is put together from other values; give the value itself, or do so on the command line."
+    if re.fullmatch(r"(.+\.)?rewards\..+\.source", key) and "://" in value:
+        return f"it names a server that is sent the answers, and a token of this machine; {_IN_A_FILE}"
+    return f"{value} names code to run; {_IN_A_FILE}" if _CODE.fullmatch(value) else ""
 
 
 def _said(override: str) -> Iterator[tuple[str, Any]]:

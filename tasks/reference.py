@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.llm.pairs import encoded_pairs
 from tasks.llm.training import Method
 from tasks.runtime import Dataset, Model, Precision, Preferences, Run, canonical_as, resolved, stage
 
@@ -57,22 +58,6 @@ def reference(run: Run, cfg: ReferenceConfig, policy: Model, pairs: Dataset) -> 
         _write(splits[split], known, run.out / f"{split}.parquet")
     headline: dict[str, float] = {"pairs": len(train), "eval_pairs": len(held_out), "too_long": dropped}
     return headline | {"accuracy": sum(chosen > rejected for chosen, rejected in sums) / len(sums)}
-
-
-def encoded_pairs(folder: Path, split: str, tokenizer: Any, cutoff: int) -> tuple[list[dict[str, Any]], int]:
-    """Pairs as token ids (`id`, `prompt_ids`, `chosen_ids`, `rejected_ids`), and how many were too long."""
-    from tasks.llm import chat, logprobs, rows
-
-    read = list(rows.read_split(folder, split))
-    prompts = [row["prompt"] for row in read]
-    chosen = chat.turns(tokenizer, prompts, [row["chosen"] for row in read])
-    rejected = chat.turns(tokenizer, prompts, [row["rejected"] for row in read])
-    encoded = [
-        {"id": row["id"], "prompt_ids": good.prompt, "chosen_ids": good.answer, "rejected_ids": bad.answer}
-        for row, good, bad in zip(read, chosen, rejected, strict=True)
-    ]
-    kept = [pair for pair in encoded if logprobs.tokens(pair) <= cutoff]
-    return kept, len(read) - len(kept)
 
 
 def _write(pairs: list[dict[str, Any]], sums: list[tuple[float, float]], place: Path) -> None:

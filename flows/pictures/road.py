@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import report
-from flows.pictures import style
+from flows.pictures import rollouts, style
 from flows.story import Story
 from tasks.runtime.store import Manifest
 
@@ -21,7 +21,13 @@ _CURVES = {
 
 def draw(story: Story, folder: Path, kind: str = "png") -> list[Path]:
     """Every picture that the road has numbers for, as `folder/<name>.<kind>` (png or svg), in a reader's order."""
-    pictures = {"scores": scores, "training": training, "fidelity": fidelity, "lengths": lengths}
+    pictures = {
+        "scores": scores,
+        "training": training,
+        "rollouts": rollouts.draw,
+        "fidelity": fidelity,
+        "lengths": lengths,
+    }
     places = {name: folder / f"{name}.{kind}" for name in pictures}
     return [places[name] for name, picture in pictures.items() if picture(story, places[name])]
 

@@ -69,14 +69,31 @@ def of_dpo(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float,
     return _training(cfg, inputs["policy"], where, at_once, *passes), rows.note
 
 
-def _training(cfg: Any, policy: Foreseen, where: Where, at_once: int, tokens: int, scored: int, measured: int) -> float:
+def of_reward_model(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float, str]:
+    """The same for `reward_model`, whose pairs are text and whose head is one number: no position bears a vocabulary.
+    Its adapter is a fresh one."""
+    where, longest, note = Where(**how), *_longest_told(cfg.cutoff, inputs["pairs"], inputs["policy"])
+    at_once = rows_at_once(cfg.batch_size, where.micro_batch, sequences_per_row=2, ranks=where.ranks)
+    return _training(cfg, inputs["policy"], where, at_once, 2 * at_once * longest, 0, 0, fresh=True), note
+
+
+def _training(
+    cfg: Any,
+    policy: Foreseen,
+    where: Where,
+    at_once: int,
+    tokens: int,
+    scored: int,
+    measured: int,
+    fresh: bool = False,
+) -> float:
     training = Training(
         Shape.of(json.loads((model_folder(policy) / "config.json").read_text())),
         where.precision,
         tokens,
         scored,
         measured,
-        lora=None if cfg.method == "full" else _adapter(policy) or vars(cfg.lora),
+        lora=None if cfg.method == "full" else (not fresh and _adapter(policy)) or vars(cfg.lora),
         accumulates=cfg.batch_size > at_once * where.ranks,
         checkpointing=bool(cfg.args.get("gradient_checkpointing", True)),  # TRL's default
         optimizer=str(cfg.args.get("optim", "adamw_torch_fused")),
@@ -137,6 +154,14 @@ def rows_of(encoded: Foreseen, policy: Foreseen) -> Rows:
     return Rows(
         train[0], train[1], held_out[0], held_out[1], f"about, from the longest texts: {encoded.stage} has not run"
     )
+
+
+def _longest_told(cutoff: int, pairs: Foreseen, policy: Foreseen) -> tuple[int, str]:
+    """The longest row to train on, of pairs that are text."""
+    vocabulary = model_folder(policy) / "tokenizer.json"
+    if not pairs.path or not vocabulary.exists():
+        return cutoff, f"at most, with rows of {cutoff} tokens: {pairs.stage} has not run"
+    return min(cutoff, _told(pairs.path / "train.jsonl", vocabulary)[0]), "about, from the longest texts"
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,12 +20,13 @@ from typing import Any
 _SOURCES = {
     "SFTConfig": ("trl", "trainer/sft_config.py"),
     "DPOConfig": ("trl", "trainer/dpo_config.py"),
+    "RewardConfig": ("trl", "trainer/reward_config.py"),
     "_BaseConfig": ("trl", "trainer/base_config.py"),
     "TrainingArguments": ("transformers", "training_args.py"),
 }
 _STORE = "the work folder of the stage; nothing to set"
 _SPLIT = "batch_size (sequences per optimizer step) and runtime.micro_batch"
-_CUTOFF = "the cutoff of the stage that encodes (encode, reference)"
+_CUTOFF = "the cutoff of the stage that encodes (encode, reference, reward_model)"
 _REFERENCE = "the reference stage, whose policy stays as it is"
 _RANKS = "runtime.ranks and runtime.strategy"
 _TRACKING = "MLflow, through MLFLOW_TRACKING_URI"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tasks.llm.pairs import tokens
 from tasks.llm.training import head_on_labels_only
 
 _PAIRS_AT_ONCE = 4
@@ -47,8 +48,3 @@ def of_pairs(
             found |= {i: (sums[at], sums[at + len(some)]) for at, i in enumerate(some)}
             progress(len(found), len(pairs), "pairs")
     return [found[i] for i in range(len(pairs))]
-
-
-def tokens(pair: dict[str, Any]) -> int:
-    """The longer of a pair's two sequences."""
-    return len(pair["prompt_ids"]) + max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))

@@ -10,9 +10,14 @@ from typing import Any
 from tasks.llm import models
 
 
+def folded(policy: Path, base: Path) -> Any:
+    """An adapter summed into the model it stands on, in fp32 and in memory."""
+    return models.load(policy, base, "fp32").merge_and_unload()
+
+
 def fold(policy: Path, base: Path, out: Path, precision: str) -> None:
     """W + (alpha / rank) B A, summed in fp32 and then rounded once to `precision` ("auto": the base's own)."""
-    merged: Any = models.load(policy, base, "fp32").merge_and_unload()
+    merged = folded(policy, base)
     kept = models.own_dtype(base) if precision == "auto" else models.dtype_of(precision)
     models.save(merged.to(kept).cpu(), out, base)
 

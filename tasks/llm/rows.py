@@ -1,7 +1,7 @@
 """Rows: from the shapes people keep their data in to the three forms the stages train and measure on.
 
     chats    {"id", "messages": [{"role", "content"}, ...]}          the last turn is the assistant's
-    pairs    {"id", "prompt": [messages], "chosen": str, "rejected": str}
+    pairs    {"id", "prompt": [messages], "chosen": str, "rejected": str}    and "margin": float, where it is given
     prompts  {"id", "prompt": [messages], "answer": str}             the last turn of the prompt is the user's
 
 `id` is a short hash of the content, so the same row has the same id anywhere. Text is kept to the letter. A row that
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -179,6 +180,8 @@ def normalise(value: Any, kind: Kind, shape: Format = Format.auto) -> Row:
         row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         if chosen.strip() == rejected.strip():
             raise BadRow("chosen equals rejected", _short(chosen))
+        if value.get("margin") not in (None, ""):
+            row["margin"] = _number(value["margin"], "margin")
     else:
         *prompt, last = _with_system(value, _shape_of(value, shape).read(value)) or [{"role": "nobody", "content": ""}]
         if last["role"] != "assistant":
@@ -270,6 +273,16 @@ def _text(value: Any, of: str) -> str:
     if not isinstance(value, str):
         raise BadRow("content is not text", f"{of} is {type(value).__name__}")
     return value
+
+
+def _number(value: Any, of: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # CSV has no numbers
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadRow(f"{of} is not a number", _short(value))
+    return number
 
 
 def _short(value: Any) -> str:

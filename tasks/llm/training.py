@@ -48,15 +48,21 @@ class LoRA:
             yield f"dropout is {self.dropout}; give a share from 0 up to, not including, 1."
 
 
-def adapt(model: Any, lora: LoRA, seed: int) -> Any:
-    """A fresh trainable adapter on a full model; its first weights follow from the seed."""
+def adapt(model: Any, lora: LoRA, seed: int, head: str = "") -> Any:
+    """A fresh trainable adapter on a full model; its first weights follow from the seed. `head`: of a model that
+    scores, the module that is trained as a whole."""
     from peft import LoraConfig, get_peft_model
     from transformers import set_seed
 
     set_seed(seed)
     targets: Any = "all-linear" if lora.targets == ["all-linear"] else list(lora.targets)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="SEQ_CLS" if head else "CAUSAL_LM",
+        modules_to_save=[head] if head else None,
     )
     return get_peft_model(model, config)
 

@@ -1,6 +1,17 @@
 """How a stage lives: keys, store, processes, tracking. Knows Prefect and MLflow; has never heard of a tensor."""
 
-from tasks.runtime.artifacts import GGUF, Artifact, Comparison, Dataset, Metrics, Model, Preferences, Tokenizer, Tokens
+from tasks.runtime.artifacts import (
+    GGUF,
+    Artifact,
+    Comparison,
+    Dataset,
+    Metrics,
+    Model,
+    Preferences,
+    RewardModel,
+    Tokenizer,
+    Tokens,
+)
 from tasks.runtime.devices import Precision, resolved
 from tasks.runtime.keys import Moving, canonical_as, external, free
 from tasks.runtime.processes import Run
@@ -17,6 +28,7 @@ __all__ = [
     "Moving",
     "Precision",
     "Preferences",
+    "RewardModel",
     "Run",
     "RuntimeConfig",
     "Tokenizer",

@@ -104,6 +104,13 @@ class Model(Artifact):
         return base
 
 
+class RewardModel(Artifact):
+    """A judge of answers: a folder that transformers' AutoModelForSequenceClassification loads, with `num_labels` 1 and
+    its tokenizer beside it. The score is read at the stop token; the pad token is another one."""
+
+    kind = "RewardModel"
+
+
 class GGUF(Artifact):
     """One model file for llama.cpp."""
 

@@ -137,6 +137,11 @@ tokenizer = AutoTokenizer.from_pretrained("adapter")
 model = AutoModelForCausalLM.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")
 """,
+    "RewardModel": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")  # pads on the right with its own pad token
+""",
     "GGUF": """from llama_cpp import Llama
 
 llama = Llama("{file}")

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from data import make_tickets
+from tasks.llm import judging
 
 FOLDER = Path(make_tickets.__file__).parent
 PHRASES: dict[str, dict[str, list[str]]] = json.loads((FOLDER / "ticket_phrases.json").read_text("utf-8"))
 TRAIN, HELD_OUT = PHRASES["train"], PHRASES["held_out"]
+NAMES = ("chats", "pairs", "prompts", "pairs_matched", "questions")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -32,19 +34,19 @@ def sentences(texts: list[str]) -> set[str]:
 def test_the_script_writes_the_committed_files_bit_for_bit(tmp_path: Path) -> None:
     make_tickets.main(tmp_path)
     written = sorted(path.name for path in tmp_path.iterdir())
-    assert written == ["chats.jsonl", "pairs.jsonl", "prompts.jsonl"]
+    assert written == [f"{name}.jsonl" for name in sorted(NAMES)]
     for name in written:
         assert (tmp_path / name).read_bytes() == (FOLDER / "tickets" / name).read_bytes()
 
 
 def test_there_are_as_many_rows_as_promised_and_the_files_are_small() -> None:
-    assert [len(rows(name)) for name in ("chats", "pairs", "prompts")] == [400, 160, 300]
-    assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 600_000
+    assert [len(rows(name)) for name in NAMES] == [400, 160, 300, 320, 400]
+    assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 1_100_000
 
 
 def test_train_has_at_least_25_phrasings_and_no_message_occurs_twice() -> None:
     assert sum(len(TRAIN[category]) for category in make_tickets.CATEGORIES) >= 25
-    everything = [text for name in ("chats", "pairs", "prompts") for text in messages(name)]
+    everything = [text for name in NAMES for text in messages(name)]
     assert len(set(everything)) == len(everything)
 
 
@@ -64,18 +66,21 @@ def test_train_and_held_out_share_no_word_of_a_product_or_a_name() -> None:
 
 
 def test_the_written_messages_share_no_sentence_with_the_held_out_ones() -> None:
-    assert not sentences(messages("chats") + messages("pairs")) & sentences(messages("prompts"))
+    written = [text for name in NAMES if name != "prompts" for text in messages(name)]
+    assert not sentences(written) & sentences(messages("prompts"))
 
 
-def test_held_out_answers_are_bare_objects_with_keys_in_a_fixed_order() -> None:
-    for row in rows("prompts"):
+@pytest.mark.parametrize("name", ["prompts", "questions"])
+def test_right_answers_are_bare_objects_with_keys_in_a_fixed_order(name: str) -> None:
+    for row in rows(name):
         ticket = json.loads(row["completion"])
         assert list(ticket) == ["category", "product", "order_id", "urgent", "refund"]
         assert row["completion"] == json.dumps(ticket)
 
 
-def test_product_and_order_id_stand_in_the_message_to_the_letter() -> None:
-    for row in rows("prompts"):
+@pytest.mark.parametrize("name", ["prompts", "questions"])
+def test_product_and_order_id_stand_in_the_message_to_the_letter(name: str) -> None:
+    for row in rows(name):
         ticket, text = json.loads(row["completion"]), row["prompt"][1]["content"]
         assert ticket["product"] in text
         assert ticket["order_id"] is None or ticket["order_id"] in text
@@ -100,6 +105,38 @@ def test_in_pairs_the_bare_object_is_chosen_and_a_wrapped_one_rejected() -> None
         assert inner != row["rejected"]
         same += inner == row["chosen"]
     assert 0.6 <= same / 160 <= 0.9
+
+
+def judged(name: str) -> list[judging.Judged]:
+    return [judging.Judged(row["chosen"], row["rejected"]) for row in rows(name)]
+
+
+def test_matched_pairs_are_the_right_object_and_a_wrong_one_as_long_that_a_program_reads_as_well() -> None:
+    for row in rows("pairs_matched"):
+        right, wrong, text = json.loads(row["chosen"]), json.loads(row["rejected"]), row["prompt"][1]["content"]
+        assert len(row["chosen"]) == len(row["rejected"])
+        assert [row["chosen"], row["rejected"]] == [json.dumps(right), json.dumps(wrong)]
+        assert list(right) == list(wrong)
+        assert right != wrong
+        assert right["product"] in text
+        assert wrong["category"] in make_tickets.CATEGORIES
+
+
+def test_length_and_validity_tell_the_bundled_pairs_apart_but_not_the_matched_ones() -> None:
+    alone = judging.report(judged("pairs"), judged("pairs_matched"))
+    assert (alone["pairs"], alone["matched"]["pairs"]) == (320, 320)
+    assert alone["length_alone"] == alone["validity_alone"] == 0.5
+    easy = judging.report(judged("pairs"), judged("pairs"))
+    assert min(easy["length_alone"], easy["validity_alone"]) > 0.9
+    assert "matched" not in easy
+
+
+def test_every_field_is_wrong_often_enough_to_be_learnt() -> None:
+    wrong = dict.fromkeys(("category", "product", "order_id", "urgent", "refund"), 0)
+    for row in rows("pairs_matched"):
+        right, other = json.loads(row["chosen"]), json.loads(row["rejected"])
+        wrong = {field: count + (right[field] != other[field]) for field, count in wrong.items()}
+    assert min(wrong.values()) >= 45
 
 
 def test_no_answer_is_nearly_always_right() -> None:

@@ -79,6 +79,9 @@ def test_the_server_refuses_what_is_no_override(override: str, fits: bool, schem
         ("hydra.searchpath=[file:///theirs]", "Hydra's own settings"),
         ("+hydra/launcher=joblib", "Hydra's own settings"),
         ("dpo.args.reward=[theirs.module:score]", "theirs.module:score names code to run"),
+        ("+ppo.rewards.theirs.source=my/rewards.py:score", "my/rewards.py:score names code to run"),
+        ("+ppo.rewards={theirs: {source: '${.pattern}:score'}}", "is put together from other values"),
+        ("+ppo.rewards.theirs={source: https://their.host/score}", "it names a server that is sent the answers"),
     ],
 )
 def test_a_form_may_not_say_what_is_for_the_owner_of_the_machine(override: str, reason: str) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tasks.llm import models
+from tasks.llm.pairs import encoded_pairs
 from tasks.llm.training import Method
-from tasks.reference import ReferenceConfig, encoded_pairs, reference
+from tasks.reference import ReferenceConfig, reference
 from tasks.runtime import Model, Precision, Run, keys
 from tests import hand, tiny
 

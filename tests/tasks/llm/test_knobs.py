@@ -9,7 +9,7 @@ import pytest
 
 from tasks.llm import knobs
 
-CONFIGS = ("SFTConfig", "DPOConfig")
+CONFIGS = ("SFTConfig", "DPOConfig", "RewardConfig")
 
 
 def _real(config: str) -> dict[str, dataclasses.Field[Any]]:

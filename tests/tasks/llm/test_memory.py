@@ -174,6 +174,25 @@ def test_a_pair_is_two_sequences(tiny_model: Path) -> None:
     assert pairs == rows
 
 
+def test_a_judge_takes_what_its_longest_pair_asks_for_and_a_fresh_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    def peak(pairs: Seen, rank: int = 16) -> tuple[float, str]:
+        made = Seen("sft", {"method": "lora", "lora": vars(LoRA(rank=64))}, None, {"base": Seen("d", path=tiny_model)})
+        cfg = sft(cutoff=400, lora=LoRA(rank=rank))
+        return foresight.of_reward_model(cfg, {"policy": made, "pairs": pairs}, precision="bf16")
+
+    told = Seen("preprocess", path=hand.dataset(tmp_path / "pairs", hand.pairs()).path)
+    at_most, note = peak(Seen("preprocess"))
+    assert note == "at most, with rows of 400 tokens: preprocess has not run"
+    assert (
+        peak(told)[0]
+        < at_most
+        < foresight.of_dpo(
+            sft(), {"policy": Seen("d", path=tiny_model), "pairs": Seen("reference", {"cutoff": 400})}, precision="bf16"
+        )[0]
+    )  # which has a vocabulary to score
+    assert peak(told, rank=32)[0] > peak(told)[0]
+
+
 def test_a_model_that_is_not_here_yet_is_waited_for(tiny_model: Path) -> None:
     base = Seen("download", {"path": ""})
     tuned = Seen("sft", inputs={"base": base, "tokens": Seen("encode")})

@@ -113,6 +113,18 @@ def test_a_system_turn_of_either_side_of_a_pair_is_kept() -> None:
     assert pair({"prompt": [SYSTEM, ASK], "chosen": [ASK, ANSWER], "rejected": [ASK, WRONG]})[0] == [SYSTEM, ASK]
 
 
+@pytest.mark.parametrize(("given", "kept"), [(0.5, 0.5), (2, 2.0), ("1.5", 1.5), (0, 0.0), (-1, -1.0)])
+def test_a_margin_of_a_pair_is_kept_as_a_number(given: Any, kept: float) -> None:
+    assert normalise({"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": given}, Kind.pairs)["margin"] == kept
+
+
+@pytest.mark.parametrize("margin", [{}, {"margin": None}, {"margin": ""}])
+def test_a_pair_without_a_margin_is_the_row_it_always_was(margin: dict[str, Any]) -> None:
+    row = normalise({"prompt": "2+2?", "chosen": "4", "rejected": "5", **margin}, Kind.pairs)
+    assert set(row) == {"id", "prompt", "chosen", "rejected"}
+    assert row["id"] == "a3241e3f7ed1d172"
+
+
 def test_a_chat_taken_as_a_prompt_is_cut_before_its_last_answer() -> None:
     row = normalise({"messages": [SYSTEM, ASK, ANSWER, ASK, WRONG]}, Kind.prompts)
     assert (row["prompt"], row["answer"]) == ([SYSTEM, ASK, ANSWER, ASK], "5")
@@ -174,6 +186,10 @@ def test_a_chat_that_does_not_fit_has_a_reason(row: Any, expected: str) -> None:
         ({"prompt": "2+2?", "chosen": "4"}, "missing column"),
         ({"prompt": "2+2?", "chosen": "4", "rejected": None}, "empty answer"),
         ({"prompt": "2+2?", "chosen": "4", "rejected": "4 "}, "chosen equals rejected"),
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": "much"}, "margin is not a number"),
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": True}, "margin is not a number"),
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": "nan"}, "margin is not a number"),
+        ({"prompt": "2+2?", "chosen": "4", "rejected": "5", "margin": [1]}, "margin is not a number"),
         ({"prompt": "", "chosen": "4", "rejected": "5"}, "empty prompt"),
         ({"prompt": [ASK, ANSWER], "chosen": "4", "rejected": "5"}, "roles do not alternate"),
         ({"prompt": "2+2?", "chosen": [ASK], "rejected": "5"}, "does not end with assistant"),

@@ -1,0 +1,50 @@
+"""How a reinforcement learning went: reward, drift, length and critic, update by update."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flows.pictures import style
+from flows.story import Story
+
+_PANELS = (
+    ("reward", ("reward",), "mean of an update's answers"),
+    ("nats per answer", ("kl",), "drift from the reference (KL)"),
+    ("tokens", ("length",), "length of the answers"),
+    ("nats per token", ("entropy",), "entropy of the policy"),
+)
+
+
+def draw(story: Story, place: Path) -> bool:
+    """One row of panels for each training that left updates."""
+    trainings = [(m, log) for m in story.manifests if (log := _updates(story, m))]
+    if not trainings:
+        return False
+    manifest, log = trainings[-1]
+    with style.sheet(place, len(_PANELS)) as panels:
+        for axes, (unit, names, title) in zip(panels, _PANELS, strict=True):
+            shown = [*names, *(_components(log) if unit == "reward" else [])]
+            for n, name in enumerate(shown):
+                axes.plot(
+                    range(1, len(log) + 1),
+                    [told[name] for told in log],
+                    color=style.COLOURS[n % len(style.COLOURS)],
+                    label=name.removeprefix("reward/"),
+                    linewidth=1.8 if n == 0 else 1.0,
+                )
+            if len(shown) > 1:
+                axes.legend()
+            axes.set(title=title, xlabel=f"update of {story.called(manifest['stage'])}", ylabel=unit)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+    return True
+
+
+def _updates(story: Story, manifest: dict[str, Any]) -> list[dict[str, float]]:
+    return [told for told in story.note(manifest, "history.json") or [] if "reward" in told and "kl" in told]
+
+
+def _components(log: list[dict[str, float]]) -> list[str]:
+    """Where there is more than one: a lone one is the reward."""
+    found = [name for name in log[0] if name.startswith("reward/")]
+    return found if len(found) > 1 else []

@@ -1,0 +1,211 @@
+"""The models of PPO: a policy with a critic, and the frozen policy it started from.
+
+The critic is a value head on the policy's own trunk (`shared`), or on a trunk of its own that starts as the policy does
+(`separate`). Frozen weights exist once: an adapter's base serves policy, critic and reference. Dropout is off
+throughout: the ratio of PPO compares a policy with itself, not with a half of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.llm import losses, models, training
+from tasks.llm.rollouts import padded_left
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Critic(StrEnum):
+    """Where the value head stands."""
+
+    shared = "shared"
+    separate = "separate"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts with their answers, as one forward pass takes them: prompts end and answers begin in the same column."""
+
+    ids: Tensor
+    """(rows, prompt width + answer width)"""
+    attention: Tensor
+    positions: Tensor
+    answers: Tensor
+    """(rows, answer width); padding is token 0."""
+    mask: Tensor
+    """(rows, answer width): where an answer has a token."""
+
+
+def batch(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any) -> Batch:
+    """Raises ValueError where a prompt or an answer has no token."""
+    import torch
+
+    if not all(prompts) or not all(answers):
+        raise ValueError("A prompt or an answer has no token: there is nothing to predict.")
+    left, seen = padded_left(prompts, pad, device)
+    width = max(map(len, answers))
+    padded = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers], device=device)
+    mask = torch.tensor([[True] * len(a) + [False] * (width - len(a)) for a in answers], device=device)
+    attention = torch.cat([seen, mask.long()], dim=1)
+    ids = torch.cat([left, padded.masked_fill(~mask, pad)], dim=1)
+    return Batch(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), padded, mask)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What policy and critic say of the answers of a batch, all (rows, answer width) in fp32, 0 in the padding."""
+
+    log_probs: Tensor
+    values: Tensor
+    entropy: Tensor | None = None
+
+
+class Actor:
+    """Policy and critic, and their weights that are trained."""
+
+    def __init__(self, policy: Any, head: Any, trunk: Any = None, temperature: float = 1.0) -> None:
+        """`head`: hidden size to 1. `trunk`: the critic's own, or None to stand on the policy's."""
+        self.policy, self.head, self.trunk, self.temperature = policy, head, trunk, temperature
+
+    @property
+    def device(self) -> Any:
+        return self.policy.device
+
+    def __call__(self, batch: Batch, entropy: bool = False) -> Said:
+        logits, hidden = _predict(self.policy, batch)
+        if self.trunk is not None:
+            hidden = _hidden(self.trunk, batch)
+        logits = logits.float() / self.temperature
+        log_probs = losses.policy_log_probs(logits, batch.answers) * batch.mask
+        values = self.head(hidden.float()).squeeze(-1) * batch.mask
+        return Said(log_probs, values, losses.entropy(logits) * batch.mask if entropy else None)
+
+    def trained(self) -> dict[str, Any]:
+        """Name -> parameter of all that is trained; the names are those of a checkpoint."""
+        parts = {"policy": self.policy, "head": self.head} | ({"trunk": self.trunk} if self.trunk is not None else {})
+        return {
+            f"{part}.{name}": weight
+            for part, module in parts.items()
+            for name, weight in module.named_parameters()
+            if weight.requires_grad
+        }
+
+    def critics(self) -> set[str]:
+        """Names, as in `trained`, of what the critic alone has."""
+        return {name for name in self.trained() if not name.startswith("policy.")}
+
+
+class Reference:
+    """The policy before its first step: an adapter is off where the policy came without one, else a frozen copy."""
+
+    def __init__(self, model: Any, off: Any = None, temperature: float = 1.0) -> None:
+        """`off`: opens a context in which `model` is the reference; None where it always is."""
+        self.model, self.off, self.temperature = model, off, temperature
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """log pi_ref of the answers' tokens, (rows, answer width) in fp32."""
+        from contextlib import nullcontext
+
+        with self.off() if self.off else nullcontext():
+            logits, _ = _predict(self.model, batch)
+        return losses.policy_log_probs(logits.float() / self.temperature, batch.answers) * batch.mask
+
+
+def _predict(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits that predict the answers' tokens, and the hidden states they are read from."""
+    kept: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+    try:
+        logits = model(
+            input_ids=batch.ids,
+            attention_mask=batch.attention,
+            position_ids=batch.positions,
+            use_cache=False,
+            logits_to_keep=batch.answers.shape[1] + 1,
+        ).logits[:, :-1]
+    finally:
+        hook.remove()
+    return logits, kept[0][:, :-1]
+
+
+def _hidden(trunk: Any, batch: Batch) -> Tensor:
+    """The last hidden states that an answer's tokens are predicted from: (rows, answer width, hidden size)."""
+    found = trunk(
+        input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    hidden: Tensor = found[:, -batch.answers.shape[1] - 1 : -1]
+    return hidden
+
+
+# Opening them
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a policy on disk becomes an actor and its reference."""
+
+    policy: Path
+    base: Path
+    """The full model that an adapter stands on."""
+    full: bool
+    lora: training.LoRA
+    critic: Critic
+    precision: str
+    """"bf16" or "fp32"; trained weights are fp32 either way."""
+    temperature: float
+    seed: int
+
+    def __call__(self) -> tuple[Actor, Reference]:
+        import torch
+
+        policy, reference = self._trained(), None
+        if self.full or models.is_adapter(self.policy):
+            reference = self._model().requires_grad_(False).eval()
+            _share(policy, reference)
+        trunk = None
+        if self.critic is Critic.separate:
+            second = self._trained()
+            _share(policy, second)
+            trunk = _plain(second).get_decoder()
+        head = torch.nn.Linear(_plain(policy).config.get_text_config().hidden_size, 1).to(policy.device)
+        torch.nn.init.zeros_(head.weight)
+        torch.nn.init.zeros_(head.bias)
+        told = Actor(policy, head, trunk, self.temperature)
+        if reference is None:
+            return told, Reference(policy, policy.disable_adapter, self.temperature)
+        return told, Reference(reference, temperature=self.temperature)
+
+    def _trained(self) -> Any:
+        model = self._model()
+        fresh = not (self.full or models.is_adapter(self.policy))
+        return (training.adapt(model, self.lora, self.seed) if fresh else model).eval()
+
+    def _model(self) -> Any:
+        """All alike, so that before its first step the policy is its reference to the last bit."""
+        return models.load(self.policy, self.base, "fp32" if self.full else self.precision, trainable=True)
+
+    def mixed(self) -> AbstractContextManager[Any]:
+        """fp32 weights under bf16 arithmetic, where every weight is trained."""
+        import torch
+
+        on = self.full and self.precision == "bf16"
+        return torch.autocast(models.best_device(), torch.bfloat16, enabled=on)
+
+
+def _share(one: Any, other: Any) -> None:
+    """Let frozen weights that two models have in common exist once."""
+    known = {name: weight for name, weight in one.named_parameters() if not weight.requires_grad}
+    for name, weight in other.named_parameters():
+        if name in known and "lora_" not in name and known[name].dtype == weight.dtype:
+            weight.data = known[name].data
+
+
+def _plain(model: Any) -> Any:
+    """The model below an adapter's wrapping; the adapter's layers stay in it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,144 @@
+"""A reward that a server gives: one POST of JSON for a batch of answers.
+
+    asked   {"prompts": [[{"role", "content"}, ...], ...], "answers": [str, ...], "wanted": [str, ...]}
+    given   {"scores": [number, ...]}                              one for each answer, in their order
+
+When the environment holds POSTTRAIN_REWARD_TOKEN, it is sent as `Authorization: Bearer ...`; no config holds it, and no
+message shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+
+TOKEN = "POSTTRAIN_REWARD_TOKEN"
+_LONGEST_PAUSE = 60.0
+"""Seconds."""
+
+
+class ServerError(RuntimeError):
+    """No scores from the server. The message says what it answered and what to do."""
+
+
+def is_url(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def unfit(url: str) -> str:
+    """What is wrong with an address, without repeating a password; empty when nothing is."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return "holds a character that no URL may hold; write it as %.."
+    try:
+        parts = urlsplit(url)
+        named = bool(parts.hostname) and parts.port != 0
+    except ValueError as error:
+        return f"is no URL ({error}); give one such as http://localhost:8000/score"
+    if parts.username is not None or parts.password is not None:
+        return f"holds a user or a password, and a config is no place for secrets; set {TOKEN} in the environment"
+    return "" if named else "names no server; give a URL such as http://localhost:8000/score"
+
+
+@dataclass(frozen=True)
+class Server:
+    """Asks for scores; called as a user's own function would be.
+
+    A server that cannot be reached, is too slow, is busy (429) or stumbles (5xx) is asked `retries` times more, after
+    1, 2, 4, ... seconds. Any other refusal is final. Redirects are refused: a token is for the address that was named.
+    """
+
+    url: str
+    timeout: float
+    """Seconds without a sign of the server."""
+    retries: int
+    wait: Callable[[float], None] = time.sleep
+
+    def __call__(self, prompts: Sequence[Any], answers: Sequence[str], wanted: Sequence[str]) -> Any:
+        """The value under `scores`. Raises ServerError."""
+        body = json.dumps({"prompts": prompts, "answers": answers, "wanted": wanted}).encode()
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self.wait(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
+            try:
+                return self._scores(self._post(body))
+            except _Passing as error:
+                said = error
+        raise ServerError(f"{self.url} {said} ({self.retries + 1} attempts). See to the server, then start again.")
+
+    def _post(self, body: bytes) -> bytes:
+        token = _token()
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        request = urllib.request.Request(self.url, body, headers)
+        try:
+            with _OPENER.open(request, timeout=self.timeout) as reply:
+                content: bytes = reply.read()
+                return content
+        except HTTPError as error:
+            said = f"answered {error.code}: {_beginning(_body(error))}"
+            if error.code == 429 or error.code >= 500:
+                raise _Passing(said) from None
+            raise ServerError(f"{self.url} {said}. {_REMEDIES.get(error.code, _REMEDY)}") from None
+        except TimeoutError:
+            raise _Passing(f"did not answer within {self.timeout:g} s") from None
+        except (OSError, HTTPException) as error:
+            raise _Passing(f"cannot be reached: {getattr(error, 'reason', None) or error!r}") from None
+
+    def _scores(self, content: bytes) -> Any:
+        try:
+            return json.loads(content)["scores"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            said = _beginning(content)
+            raise ServerError(f'{self.url} must answer {{"scores": [...]}}, and answered: {said}') from None
+
+
+class _Passing(Exception):
+    """What may be over in a moment."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """urllib would take the token along to any other host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+_REMEDY = "See to the server, or to what it expects."
+_REMEDIES = {
+    **dict.fromkeys((301, 302, 303, 307, 308), "Redirects are not followed: give the address it points to."),
+    **dict.fromkeys((401, 403), f"Set {TOKEN} in the environment of the run to a token it accepts."),
+    404: "Mend the path of the URL.",
+    413: "Set a smaller batch_size.",
+}
+
+
+def _token() -> str:
+    token = os.environ.get(TOKEN, "").strip()
+    if not token.isascii() or not token.isprintable():  # http.client would quote it
+        raise ServerError(f"{TOKEN} holds a character that a header cannot; set it anew, on one line.")
+    return token
+
+
+def _body(error: HTTPError) -> bytes:
+    with suppress(OSError, HTTPException):
+        return error.read()
+    return b""
+
+
+def _beginning(content: bytes) -> str:
+    return hidden(content.decode(errors="replace"))[:200].strip() or "(nothing)"
+
+
+def hidden(text: str) -> str:
+    """What a server said, which may have repeated the token, without it."""
+    token = _token()
+    return text.replace(token, "***") if token else text
