@@ -47,11 +47,28 @@ def register(name: str, schema: type) -> None:
     if _REGISTERED.get(name) is schema:
         return
     node = OmegaConf.structured(schema)
-    for key in node:  # a trainer's own knobs are open: `dpo.args.beta=0.3` needs no `+`
-        if OmegaConf.is_config(node[key]) and "args" in node[key]:
-            OmegaConf.set_struct(node[key].args, False)
+    _open(node)
     ConfigStore.instance().store(name=f"{name}_schema", node=node)
     _REGISTERED[name] = schema
+
+
+def _open(node: Any) -> None:
+    """A trainer's own knobs and its rewards have any name: `dpo.args.beta=0.3` needs no `+`."""
+    for key in node:
+        for name in ("args", "rewards"):
+            if OmegaConf.is_config(node[key]) and name in node[key]:
+                OmegaConf.set_struct(node[key][name], False)
+
+
+def _enter(node: Any, path: list[str]) -> None:
+    """Make the entry of a mapping of dataclasses that an override is about to fill: `ppo.rewards.mine.weight=1`."""
+    for part in path:
+        if not OmegaConf.is_dict(node):
+            return
+        kind = node._metadata.element_type
+        if part not in node and dataclasses.is_dataclass(kind):
+            node[part] = typing.cast(type, kind)()
+        node = node.get(part) if part in node else None
 
 
 def compose(name: str, schema: type, overrides: list[str], search: list[str] | None = None) -> Any:
@@ -96,12 +113,21 @@ class _Composer:
     def _node(self, overrides: list[str]) -> Any:
         """As Hydra itself does it: first the choices, then the values in their order."""
         values = [parsed for override in overrides if (parsed := self._value(override))]
-        choices = tuple(override for override in overrides if not self._value(override))
+        choices = tuple(self._without(override) for override in overrides if not self._value(override))
         if choices not in self.composed:
             self.composed[choices] = _compose(self.name, [*choices], self.search)
+            _open(self.composed[choices])  # also what is null unless chosen
         node = copy.deepcopy(self.composed[choices])
+        for value in values:
+            _enter(node, value.key_or_group.split("."))
         ConfigLoaderImpl._apply_overrides_to_config(values, node)
         return node
+
+    def _without(self, override: str) -> str:
+        """`reward_model=null` as Hydra says it: a stage that may be left out is a choice and a key of one name."""
+        stage, _, value = override.partition("=")
+        hints = typing.get_type_hints(self.schema)
+        return f"~{stage}" if value == "null" and type(None) in typing.get_args(hints.get(stage)) else override
 
     def _value(self, override: str) -> Override | None:
         """`sft.seed=1` parsed; none for `sft=full`, `preprocess@chats=mine` or a sweep, which are left to Hydra."""
@@ -248,7 +274,8 @@ def choices(name: str) -> dict[str, tuple[str, list[str]]]:
     for entry in defaults:
         for key, default in entry.items() if isinstance(entry, dict) else []:
             group = key.removeprefix("optional ").split("@")[0]
-            options = _of_a_kind(sorted((CONF / group).glob("*.yaml")), default)
+            of_flow = f"{name}/" if not default and (CONF / group / name).is_dir() else ""  # experiments of its own
+            options = [of_flow + o for o in _of_a_kind(sorted((CONF / group / of_flow).glob("*.yaml")), default)]
             if not key.startswith("override") and options:
                 found[key] = (default or "none", options if default else ["none", *options])
     return found

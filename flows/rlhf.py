@@ -2,7 +2,7 @@
 
 python -m flows.rlhf                                       the bundled task, on a laptop's CPU
 python -m flows.rlhf -m ppo.kl.coef=0.02,0.05,0.1          a sweep shares everything before PPO
-python -m flows.rlhf reward_model=null ppo.rewards.model.weight=0 +ppo.rewards.exact_match.weight=1
+python -m flows.rlhf reward_model=null ppo.rewards.model.weight=0 ppo.rewards.exact_match.weight=1
 python -m flows.rlhf sft=null download=local download.path=my/sft-model
 """
 
