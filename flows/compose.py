@@ -126,8 +126,10 @@ class _Composer:
     def _without(self, override: str) -> str:
         """`reward_model=null` as Hydra says it: a stage that may be left out is a choice and a key of one name."""
         stage, _, value = override.partition("=")
-        hints = typing.get_type_hints(self.schema)
-        return f"~{stage}" if value == "null" and type(None) in typing.get_args(hints.get(stage)) else override
+        if value != "null" or stage not in _groups():
+            return override
+        may_be_none = type(None) in typing.get_args(typing.get_type_hints(self.schema).get(stage))
+        return f"~{stage}" if may_be_none else override
 
     def _value(self, override: str) -> Override | None:
         """`sft.seed=1` parsed; none for `sft=full`, `preprocess@chats=mine` or a sweep, which are left to Hydra."""

@@ -8,6 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from flows import compose
+from flows.rlhf import RLHF
 from flows.sft_then_dpo import SFTThenDPO
 from tasks.runtime import keys
 
@@ -43,10 +44,15 @@ def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
         "download/gguf": [f"download.path={tmp_path / 'config.json'}"],
         "download/hub": ["download.repo=owner/name"],
     }
-    seat = f"{group}@{choice.split('_')[-1]}" if group == "preprocess" else group
-    seat = "evaluate@retention" if choice == "loss_only" else seat  # the road's own answers are scored
     needs["dpo/full"] = ["sft=full"]
-    composed(f"{seat}={choice}", *needs.get(f"{group}/{choice}", []))
+    flow, schema, seat = next(
+        (flow, schema, seat)
+        for flow, schema in (("sft_then_dpo", SFTThenDPO), ("rlhf", RLHF))
+        for seat, (_, options) in compose.choices(flow).items()
+        if seat.split("@")[0] == group and choice in options
+    )
+    seat = "evaluate@retention" if choice == "loss_only" else seat  # the road's own answers are scored
+    compose.compose(flow, schema, [f"{seat}={choice}", *needs.get(f"{group}/{choice}", [])])
 
 
 def test_a_misspelled_key_names_the_nearest() -> None:
@@ -153,7 +159,8 @@ def test_the_choices_of_a_flow_are_the_files_of_its_groups() -> None:
     assert found["quantize"][0] == "q8_0"
     assert "q4_k_m" in found["quantize"][1]
     assert found["debug"] == ("none", ["none", "smoke"])
-    assert found["preprocess@chats"][1] == ["tickets_chats"]
+    assert found["preprocess@chats"][1] == ["tickets_chats", "tickets_questions"]
+    assert compose.choices("rlhf")["debug"] == ("none", ["none", "rlhf/smoke"])  # of that flow alone
     assert found["preprocess@general"][1] == ["general_prompts", "tickets_prompts"]
 
 

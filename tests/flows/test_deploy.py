@@ -45,7 +45,7 @@ def test_the_form_has_a_drop_down_for_every_choice(schema: dict[str, Any]) -> No
     assert set(fields["quantize"]["enum"]) == {place.stem for place in (CONF / "quantize").glob("*.yaml")}
     assert fields["experiment"]["default"] == "none" and "bench" in fields["experiment"]["enum"]
     assert fields["general"]["enum"] == ["general_prompts", "tickets_prompts"]  # kinds that fit there
-    assert "pairs" not in fields  # nothing to choose from
+    assert "encode" not in fields  # nothing to choose from
     assert "config_dirs" not in fields
     assert all(field["enum"] for name, field in fields.items() if name != "overrides")
 
@@ -115,7 +115,7 @@ def test_a_form_that_begins_with_some_words_asks_for_the_same() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["sft_then_dop"], "sft_then_dop: no such flow. There are: sft_then_dpo."),
+        (["sft_then_dop"], "sft_then_dop: no such flow. There are: rlhf, sft_then_dpo."),
         (["sft.lora.rnk=8"], "Did you mean sft.lora.rank?"),
         (["runtime.root=/x"], "POSTTRAIN_ROOT in deploy/.env, or flows.deploy --root"),
     ],
