@@ -113,23 +113,24 @@ class _Composer:
     def _node(self, overrides: list[str]) -> Any:
         """As Hydra itself does it: first the choices, then the values in their order."""
         values = [parsed for override in overrides if (parsed := self._value(override))]
-        choices = tuple(self._without(override) for override in overrides if not self._value(override))
+        left = {override: stage for override in overrides if (stage := self._left_out(override))}
+        choices = tuple(f"~{left[o]}" if o in left else o for o in overrides if not self._value(o))
         if choices not in self.composed:
             self.composed[choices] = _compose(self.name, [*choices], self.search)
             _open(self.composed[choices])  # also what is null unless chosen
         node = copy.deepcopy(self.composed[choices])
+        for stage in left.values():
+            node[stage] = None  # whatever a debug or experiment file says of it
         for value in values:
             _enter(node, value.key_or_group.split("."))
         ConfigLoaderImpl._apply_overrides_to_config(values, node)
         return node
 
-    def _without(self, override: str) -> str:
-        """`reward_model=null` as Hydra says it: a stage that may be left out is a choice and a key of one name."""
+    def _left_out(self, override: str) -> str:
+        """The stage that `reward_model=null` leaves out; to Hydra a choice and a key of one name, which it refuses."""
         stage, _, value = override.partition("=")
-        if value != "null" or stage not in _groups():
-            return override
-        may_be_none = type(None) in typing.get_args(typing.get_type_hints(self.schema).get(stage))
-        return f"~{stage}" if may_be_none else override
+        optional = type(None) in typing.get_args(typing.get_type_hints(self.schema).get(stage))
+        return stage if value == "null" and optional and stage in _groups() else ""
 
     def _value(self, override: str) -> Override | None:
         """`sft.seed=1` parsed; none for `sft=full`, `preprocess@chats=mine` or a sweep, which are left to Hydra."""
