@@ -24,7 +24,7 @@ becomes one JSON object, its keys always in this order:
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
 
-    pairs_matched.jsonl  640 more messages, each with the right object and one that is as long to the character and as
+    pairs_matched.jsonl  320 more messages, each with the right object and one that is as long to the character and as
                          bare, but wrong in what it says. To learn the matter from, since the manners tell nothing.
     questions.jsonl      400 more messages with the right bare object. To practise on, where answers are rewarded.
 
@@ -159,21 +159,16 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
 
 def as_long(dice: Dice, bank: Bank, ticket: Ticket) -> Ticket:
     """The ticket with something wrong in it that its length does not tell: one kind of mistake, drawn from those there
-    are. Where a word is longer than the right one, a flag makes up for it: true is shorter than false. What takes
-    understanding is drawn more often than what was copied badly, which a few pairs teach."""
+    are. Where a word is longer than the right one, a flag makes up for it: true is shorter than false."""
     flags = ("urgent", "refund")
-    kinds: tuple[tuple[int, list[Ticket]], ...] = (
-        (3, [{"category": c} for c in CATEGORIES]),
-        (2, [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags]),
-        (3, [{"urgent": ticket["refund"], "refund": ticket["urgent"]}]),
-        (1, [{"product": product} for product in (*bank["products"], *bank["others"])]),
-        (1, [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else []),
+    kinds = (
+        [{"category": c} for c in CATEGORIES],
+        [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags],
+        [{"urgent": ticket["refund"], "refund": ticket["urgent"]}],
+        [{"product": product} for product in (*bank["products"], *bank["others"])],
+        [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else [],
     )
-    mistakes = [
-        [ticket | change for change in kind if _differs_unseen(ticket, ticket | change)]
-        for often, kind in kinds
-        for _ in range(often)
-    ]
+    mistakes = [[ticket | change for change in kind if _differs_unseen(ticket, ticket | change)] for kind in kinds]
     wrong: Ticket = dice.pick(dice.pick([kind for kind in mistakes if kind]))
     return wrong
 
@@ -229,7 +224,7 @@ def make() -> dict[str, list[Row]]:
         "chats": [chat(dice, case) for case in draw(dice, train, 400, taken)],
         "pairs": [pair(dice, case) for case in draw(dice, train, 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
-        "pairs_matched": [matched(more, train, case) for case in draw(more, train, 640, taken)],
+        "pairs_matched": [matched(more, train, case) for case in draw(more, train, 320, taken)],
         "questions": [prompt(case) for case in draw(more, train, 400, taken)],
     }
 
