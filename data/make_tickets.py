@@ -24,8 +24,9 @@ becomes one JSON object, its keys always in this order:
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
 
-    pairs_matched.jsonl  320 more messages, each with the right object and one that is as long to the character and as
-                         bare, but wrong in what it says. To learn the matter from, since the manners tell nothing.
+    pairs_matched.jsonl  200 more messages, each with the right object and four others that are as long to the
+                         character and as bare, but wrong in what they say: 800 pairs to learn the matter from, since
+                         the manners tell nothing.
     questions.jsonl      400 more messages with the right bare object. To practise on, where answers are rewarded.
 
 The messages of prompts.jsonl are built from other sentences, products and names than those of all other files (see
@@ -157,19 +158,28 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
     return ticket | {field: dice.pick(others[field])}
 
 
-def as_long(dice: Dice, bank: Bank, ticket: Ticket) -> Ticket:
-    """The ticket with something wrong in it that its length does not tell: one kind of mistake, drawn from those there
-    are. Where a word is longer than the right one, a flag makes up for it: true is shorter than false."""
+def as_long(dice: Dice, bank: Bank, ticket: Ticket, size: int) -> list[Ticket]:
+    """So many tickets, if there are as many, with something wrong in them that their length does not tell. Where a
+    word is longer than the right one, a flag makes up for it: true is shorter than false. What takes understanding is
+    drawn more often than what was copied badly, which a few pairs teach."""
     flags = ("urgent", "refund")
-    kinds = (
-        [{"category": c} for c in CATEGORIES],
-        [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags],
-        [{"urgent": ticket["refund"], "refund": ticket["urgent"]}],
-        [{"product": product} for product in (*bank["products"], *bank["others"])],
-        [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else [],
+    kinds: tuple[tuple[int, list[Ticket]], ...] = (
+        (3, [{"category": c} for c in CATEGORIES]),
+        (2, [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags]),
+        (3, [{"urgent": ticket["refund"], "refund": ticket["urgent"]}]),
+        (1, [{"product": product} for product in (*bank["products"], *bank["others"])]),
+        (1, [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else []),
     )
-    mistakes = [[ticket | change for change in kind if _differs_unseen(ticket, ticket | change)] for kind in kinds]
-    wrong: Ticket = dice.pick(dice.pick([kind for kind in mistakes if kind]))
+    mistakes = [
+        [ticket | change for change in kind if _differs_unseen(ticket, ticket | change)]
+        for often, kind in kinds
+        for _ in range(often)
+    ]
+    wrong: list[Ticket] = []
+    while len(wrong) < size and (
+        left := [kind for kind in ([t for t in k if t not in wrong] for k in mistakes) if kind]
+    ):
+        wrong.append(dice.pick(dice.pick(left)))
     return wrong
 
 
@@ -206,9 +216,12 @@ def pair(dice: Dice, case: Case) -> Row:
     return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": wrapped(dice, json.dumps(other))}
 
 
-def matched(dice: Dice, bank: Bank, case: Case) -> Row:
-    wrong = as_long(dice, bank, case.ticket)
-    return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": json.dumps(wrong)}
+def matched(dice: Dice, bank: Bank, case: Case) -> list[Row]:
+    right = json.dumps(case.ticket)
+    return [
+        {"prompt": case.prompt, "chosen": right, "rejected": json.dumps(wrong)}
+        for wrong in as_long(dice, bank, case.ticket, 4)
+    ]
 
 
 def prompt(case: Case) -> Row:
@@ -224,7 +237,7 @@ def make() -> dict[str, list[Row]]:
         "chats": [chat(dice, case) for case in draw(dice, train, 400, taken)],
         "pairs": [pair(dice, case) for case in draw(dice, train, 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
-        "pairs_matched": [matched(more, train, case) for case in draw(more, train, 320, taken)],
+        "pairs_matched": [row for case in draw(more, train, 200, taken) for row in matched(more, train, case)],
         "questions": [prompt(case) for case in draw(more, train, 400, taken)],
     }
 

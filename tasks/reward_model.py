@@ -67,8 +67,8 @@ def reward_model(run: Run, cfg: RewardModelConfig, policy: Model, pairs: Dataset
 
     model = reward_models.finished(trainer.model, resolved(cfg.precision).value)
     if held_out:
-        sequences = [pair["prompt_ids"] + pair[which] for which in ("chosen_ids", "rejected_ids") for pair in held_out]
-        scores = reward_models.scores(model, sequences, run.micro_batch or _SCORED_AT_ONCE, run.progress)
+        asked = [(pair["prompt_ids"], pair[which]) for which in ("chosen_ids", "rejected_ids") for pair in held_out]
+        scores = reward_models.scores(model, asked, run.micro_batch or _SCORED_AT_ONCE, run.progress)
         metrics |= measured(train, held_out, scores, run.notes)
     reward_models.save(model, run.out, policy.path, tokenizer.pad_token)
     return metrics
@@ -88,21 +88,21 @@ def build_trainer(
     import trl
     from datasets import Dataset as Rows
 
-    from tasks.llm import reward_models, training
+    from tasks.llm import reward_models, reward_training, training
 
     precision, full = resolved(cfg.precision).value, cfg.method is Method.full
     weights = "fp32" if full else precision
     model = reward_models.begun(policy.path, policy.base.path, weights, tokenizer.pad_token_id)
     if not full:
         model = training.adapt(model, cfg.lora, cfg.seed, head=reward_models.HEAD)
-    return trl.RewardTrainer(
+    return reward_training.trainer(
         model=model,
         args=training.arguments(
             trl.RewardConfig,
             cfg.args,
             work,
             batch_size=cfg.batch_size,
-            at_once=training.rows_at_once(cfg.batch_size, micro_batch, sequences_per_row=2, ranks=ranks),
+            at_once=training.rows_at_once(cfg.batch_size, micro_batch, sequences_per_row=0.5, ranks=ranks),
             autocast=full and precision == "bf16",
             seed=cfg.seed,
             ranks=ranks,
@@ -114,13 +114,9 @@ def build_trainer(
 
 
 def rows_of(pairs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What TRL reads of pairs, by TRL's names. Where one has a margin, all have, 0 where none was given."""
-    margins = any("margin" in pair for pair in pairs)
-    return [
-        {f"{which}_ids": pair["prompt_ids"] + pair[f"{which}_ids"] for which in ("chosen", "rejected")}
-        | ({"margin": pair.get("margin", 0.0)} if margins else {})
-        for pair in pairs
-    ]
+    """What the trainer reads of pairs. Where no margin was given it is 0."""
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return [{name: pair[name] for name in names} | {"margin": pair.get("margin", 0.0)} for pair in pairs]
 
 
 def measured(

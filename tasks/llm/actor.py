@@ -7,7 +7,6 @@ throughout: the ratio of PPO compares a policy with itself, not with a half of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.llm import losses, models, training
-from tasks.llm.rollouts import padded_left
+from tasks.llm.forks import Forks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,35 +25,6 @@ class Critic(StrEnum):
 
     shared = "shared"
     separate = "separate"
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts with their answers, as one forward pass takes them: prompts end and answers begin in the same column."""
-
-    ids: Tensor
-    """(rows, prompt width + answer width)"""
-    attention: Tensor
-    positions: Tensor
-    answers: Tensor
-    """(rows, answer width); padding is token 0."""
-    mask: Tensor
-    """(rows, answer width): where an answer has a token."""
-
-
-def batch(prompts: Sequence[list[int]], answers: Sequence[list[int]], pad: int, device: Any) -> Batch:
-    """Raises ValueError where a prompt or an answer has no token."""
-    import torch
-
-    if not all(prompts) or not all(answers):
-        raise ValueError("A prompt or an answer has no token: there is nothing to predict.")
-    left, seen = padded_left(prompts, pad, device)
-    width = max(map(len, answers))
-    padded = torch.tensor([[*answer, *[0] * (width - len(answer))] for answer in answers], device=device)
-    mask = torch.tensor([[True] * len(a) + [False] * (width - len(a)) for a in answers], device=device)
-    attention = torch.cat([seen, mask.long()], dim=1)
-    ids = torch.cat([left, padded.masked_fill(~mask, pad)], dim=1)
-    return Batch(ids, attention, (attention.cumsum(-1) - 1).clamp(min=0), padded, mask)
 
 
 @dataclass(frozen=True)
@@ -77,14 +47,14 @@ class Actor:
     def device(self) -> Any:
         return self.policy.device
 
-    def __call__(self, batch: Batch, entropy: bool = False) -> Said:
-        logits, hidden = _predict(self.policy, batch)
+    def __call__(self, given: Forks, entropy: bool = False) -> Said:
+        logits, hidden = _predict(self.policy, given)
         if self.trunk is not None:
-            hidden = _hidden(self.trunk, batch)
+            hidden = given.foretelling(self.trunk(**given.inputs()).last_hidden_state)
         logits = logits.float() / self.temperature
-        log_probs = losses.policy_log_probs(logits, batch.answers) * batch.mask
-        values = self.head(hidden.float()).squeeze(-1) * batch.mask
-        return Said(log_probs, values, losses.entropy(logits) * batch.mask if entropy else None)
+        log_probs = losses.policy_log_probs(logits, given.answers) * given.mask
+        values = self.head(hidden.float()).squeeze(-1) * given.mask
+        return Said(log_probs, values, losses.entropy(logits) * given.mask if entropy else None)
 
     def trained(self) -> dict[str, Any]:
         """Name -> parameter of all that is trained; the names are those of a checkpoint."""
@@ -108,39 +78,29 @@ class Reference:
         """`off`: opens a context in which `model` is the reference; None where it always is."""
         self.model, self.off, self.temperature = model, off, temperature
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, given: Forks) -> Tensor:
         """log pi_ref of the answers' tokens, (rows, answer width) in fp32."""
         from contextlib import nullcontext
 
         with self.off() if self.off else nullcontext():
-            logits, _ = _predict(self.model, batch)
-        return losses.policy_log_probs(logits.float() / self.temperature, batch.answers) * batch.mask
+            logits, _ = _predict(self.model, given)
+        return losses.policy_log_probs(logits.float() / self.temperature, given.answers) * given.mask
 
 
-def _predict(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits that predict the answers' tokens, and the hidden states they are read from."""
+def _predict(model: Any, given: Forks) -> tuple[Tensor, Tensor]:
+    """Logits that foretell the answers' tokens, and the hidden states they are read from."""
     kept: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
+
+    def of_answers(_: Any, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        kept.append(given.foretelling(inputs[0]))
+        return (kept[0],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(of_answers)
     try:
-        logits = model(
-            input_ids=batch.ids,
-            attention_mask=batch.attention,
-            position_ids=batch.positions,
-            use_cache=False,
-            logits_to_keep=batch.answers.shape[1] + 1,
-        ).logits[:, :-1]
+        logits = model(**given.inputs()).logits
     finally:
         hook.remove()
-    return logits, kept[0][:, :-1]
-
-
-def _hidden(trunk: Any, batch: Batch) -> Tensor:
-    """The last hidden states that an answer's tokens are predicted from: (rows, answer width, hidden size)."""
-    found = trunk(
-        input_ids=batch.ids, attention_mask=batch.attention, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    hidden: Tensor = found[:, -batch.answers.shape[1] - 1 : -1]
-    return hidden
+    return logits, kept[0]
 
 
 # Opening them

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.llm import advantages, losses
-from tasks.llm.actor import Actor, Batch, Reference, batch
+from tasks.llm.actor import Actor, Reference
+from tasks.llm.forks import Forks, forks, possible
 from tasks.llm.losses import Estimator
 from tasks.llm.ppo_knobs import Algorithm, LogProbs
 from tasks.llm.rollouts import Drawn, Sampler
@@ -53,7 +54,7 @@ class Trainer:
     pad: int
     seed: int
     mixed: Callable[[], Any]
-    at_once: int = 8
+    at_once: int = 16
     """Sequences per forward and backward pass; no part of the result but for rounding."""
     control: advantages.KLControl = field(init=False)
     again: int = 0
@@ -106,11 +107,12 @@ class Trainer:
         }
 
     def _rows(self, number: int) -> list[int]:
-        """Which prompts: all of them in an order of their own, then all of them in another."""
-        count, size = len(self.prompts), self.how.batch_size
+        """Which prompts: all of them in an order of their own, then all of them in another. One that is answered
+        several times is there as often."""
+        count, size = len(self.prompts), self.how.batch_size // self.how.answers_per_prompt
         places = range(number * size, (number + 1) * size)
         orders = {place // count: _shuffled(count, _seed(self.seed, place // count, -1)) for place in places}
-        return [orders[place // count][place % count] for place in places]
+        return [orders[place // count][place % count] for place in places for _ in range(self.how.answers_per_prompt)]
 
     def _look(self, drawn: list[Drawn], scores: list[float]) -> tuple[Rollouts, dict[str, float]]:
         """What policy, critic and reference say of the answers, and the advantages that follow."""
@@ -151,7 +153,9 @@ class Trainer:
         """The epochs of clipped steps; means over all steps that were taken."""
         steps: list[dict[str, float]] = []
         for epoch in range(self.how.epochs):
-            order = _shuffled(len(rollouts.drawn), _seed(self.seed, number, epoch))
+            each = self.how.answers_per_prompt
+            prompts = _shuffled(len(rollouts.drawn) // each, _seed(self.seed, number, epoch))
+            order = [prompt * each + n for prompt in prompts for n in range(each)]
             for start in range(0, len(order), self.how.minibatch_size):
                 steps.append(self._step(rollouts, order[start : start + self.how.minibatch_size]))
                 if self.how.stop_kl is not None and steps[-1]["step_kl"] > self.how.stop_kl:
@@ -180,7 +184,7 @@ class Trainer:
         return {**told, "grad_norm": norm}
 
     def _loss(
-        self, new: Tensor, values: Tensor, rollouts: Rollouts, rows: list[int], given: Batch
+        self, new: Tensor, values: Tensor, rollouts: Rollouts, rows: list[int], given: Forks
     ) -> tuple[Tensor, dict[str, float]]:
         import torch
 
@@ -203,13 +207,19 @@ class Trainer:
         }
         return policy.loss + self.how.value_coef * value.loss, {n: float(p.detach()) for n, p in parts.items()}
 
-    def _batches(self, drawn: Sequence[Drawn], rows: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
-        """Rows of like length together, the longest first: what does not fit says so at once."""
-        order = sorted(rows, key=lambda i: (-len(drawn[i].prompt) - len(drawn[i].answer), i))
-        for start in range(0, len(order), self.at_once):
-            some = order[start : start + self.at_once]
-            one = batch([drawn[i].prompt for i in some], [drawn[i].answer for i in some], self.pad, self.actor.device)
-            yield some, one
+    def _batches(self, drawn: Sequence[Drawn], rows: Sequence[int]) -> Iterator[tuple[list[int], Forks]]:
+        """Rows of like length together, the longest first: what does not fit says so at once. Answers to one prompt
+        stay together."""
+        each = self.how.answers_per_prompt
+        longest: dict[int, int] = {}
+        for i in rows:
+            longest[i // each] = max(longest.get(i // each, 0), len(drawn[i].prompt) + len(drawn[i].answer))
+        order = sorted(rows, key=lambda i: (-longest[i // each], i))
+        size, shared = max(each, self.at_once // each * each), possible(self.actor.policy.config)
+        for start in range(0, len(order), size):
+            some = order[start : start + size]
+            prompts, answers = ([getattr(drawn[i], part) for i in some] for part in ("prompt", "answer"))
+            yield some, forks(prompts, answers, self.pad, self.actor.device, shared)
 
     def careful(self, times: int) -> None:
         """From here on with learning rates so many times smaller, and a nat that costs so many times more."""

@@ -51,6 +51,9 @@ class Algorithm:
     """How often a batch of answers is drawn and learned from."""
     batch_size: int = 32
     """Answers drawn for each update."""
+    answers_per_prompt: int = 1
+    """How many of them to each prompt; a divisor of minibatch_size. Several share the reading of their prompt, which is
+    most of the work where prompts are longer than answers."""
     minibatch_size: int = 16
     """Answers per optimizer step; a divisor of batch_size."""
     epochs: int = 2
@@ -89,12 +92,16 @@ class Algorithm:
     """recomputed: by a forward pass. generated: as the sampler saw them."""
 
     def problems(self) -> Iterator[str]:
-        for name in ("updates", "batch_size", "minibatch_size", "epochs"):
+        for name in ("updates", "batch_size", "answers_per_prompt", "minibatch_size", "epochs"):
             if getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}; give a positive number."
         if self.minibatch_size > 0 and self.batch_size % self.minibatch_size:
             near = max(n for n in range(1, self.minibatch_size + 1) if self.batch_size % n == 0)
             yield f"minibatch_size={self.minibatch_size} does not divide batch_size={self.batch_size}: use {near}."
+        if self.answers_per_prompt > 0 and self.minibatch_size % self.answers_per_prompt:
+            near = max(n for n in range(1, self.answers_per_prompt) if self.minibatch_size % n == 0)
+            one = f"answers_per_prompt={self.answers_per_prompt} does not divide minibatch_size={self.minibatch_size}"
+            yield f"{one}: use {near}."
         for name in ("learning_rate", "critic_learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 yield f"{name} is {getattr(self, name):g}; give a positive number."

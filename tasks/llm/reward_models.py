@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.llm import chat, merging, models
+from tasks.llm.forks import Forks, forks, possible
 from tasks.llm.rows import Message
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 HEAD = "score"
@@ -100,28 +102,38 @@ def save(model: Any, out: Path, tokenizer_from: Path, pad_token: str) -> None:
             place.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def scored(model: Any, given: Forks) -> Tensor:
+    """The score of each answer, (answers,), read at its last token."""
+    kept: list[Tensor] = []
+    head = next(module for name, module in model.named_modules() if name.split(".")[-1] == HEAD)
+    hook = head.register_forward_hook(lambda _, inputs, said: kept.append(said))
+    try:
+        model(**given.inputs())
+    finally:
+        hook.remove()
+    return given.last(kept[0]).squeeze(1)
+
+
 def scores(
     model: Any,
-    sequences: Sequence[list[int]],
+    asked: Sequence[tuple[list[int], list[int]]],
     at_once: int,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> list[float]:
-    """The score of each token sequence, in their order. Those of like length share a forward pass, longest first."""
+    """The score of each prompt with its answer, in their order. Equal prompts share a forward pass, and so do those of
+    like length, longest first."""
     import torch
 
-    pad = model.config.get_text_config().pad_token_id
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    pad, shared = model.config.get_text_config().pad_token_id, possible(model.config)
+    order = sorted(range(len(asked)), key=lambda i: (-len(asked[i][0]), asked[i][0], -len(asked[i][1])))
     found: dict[int, float] = {}
     model.eval()
     for start in range(0, len(order), at_once):
         some = order[start : start + at_once]
-        width = len(sequences[some[0]])
-        empty = [width - len(sequences[i]) for i in some]
-        ids = [sequences[i] + [pad] * n for i, n in zip(some, empty, strict=True)]
-        mask = [[1] * (width - n) + [0] * n for n in empty]
+        prompts, answers = zip(*(asked[i] for i in some), strict=True)
         with torch.inference_mode():
-            said = model(torch.tensor(ids, device=model.device), torch.tensor(mask, device=model.device))
-        found |= dict(zip(some, said.logits[:, 0].tolist(), strict=True))
+            said = scored(model, forks(prompts, answers, pad, model.device, shared))
+        found |= dict(zip(some, said.tolist(), strict=True))
         progress(len(found), len(order), "answers")
     return [found[i] for i in range(len(order))]
 
@@ -135,4 +147,4 @@ class Judge:
     def __call__(self, chats: Sequence[tuple[list[Message], str]]) -> list[float]:
         """One score for each (prompt, answer), whatever it is asked about together with."""
         turns = chat.turns(self.tokenizer, [prompt for prompt, _ in chats], [answer for _, answer in chats])
-        return scores(self.model, [turn.prompt + turn.answer for turn in turns], self.at_once)
+        return scores(self.model, [(turn.prompt, turn.answer) for turn in turns], self.at_once)

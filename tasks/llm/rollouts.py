@@ -58,7 +58,8 @@ class Sampler(Protocol):
 
 @dataclass
 class Transformers:
-    """Draws with a model of transformers: batched by length, with a KV cache that forgets the answers that are over."""
+    """Draws with a model of transformers: batched by length, with a KV cache that reads a prompt once for all of its
+    answers, and forgets those that are over."""
 
     model: Any
     pad: int
@@ -86,7 +87,9 @@ class Transformers:
         from transformers import DynamicCache
 
         device, cache = self.model.device, DynamicCache()
-        ids, mask = padded_left(prompts, self.pad, device)
+        once = {tuple(prompt): n for n, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+        ids, mask = _padded_left([list(prompt) for prompt in once], self.pad, device)
+        asked = torch.tensor([once[tuple(prompt)] for prompt in prompts], device=device)
         answers: list[list[int]] = [[] for _ in prompts]
         log_probs: list[list[float]] = [[] for _ in prompts]
         finished, rows = [False] * len(prompts), list(range(len(prompts)))
@@ -100,7 +103,11 @@ class Transformers:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            tokens, chances = _draw(step.logits[:, -1].float(), self.sampling, dice)
+            logits = step.logits[:, -1].float()
+            if not answers[0] and len(once) < len(prompts):  # read once, answered several times
+                cache.batch_select_indices(asked)
+                mask, logits = mask[asked], logits[asked]
+            tokens, chances = _draw(logits, self.sampling, dice)
             for row, token, chance in zip(rows, tokens.tolist(), chances.tolist(), strict=True):
                 answers[row].append(token)
                 log_probs[row].append(chance)
@@ -117,7 +124,7 @@ class Transformers:
         return [Drawn(*part) for part in parts]
 
 
-def padded_left(prompts: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+def _padded_left(prompts: Sequence[list[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both (rows, longest prompt)."""
     import torch
 

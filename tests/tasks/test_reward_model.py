@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tasks import reward_model as stage
-from tasks.llm import reward_models
+from tasks.llm import reward_models, reward_training
 from tasks.llm.training import LoRA, Method
 from tasks.reward_model import RewardModelConfig, reward_model
 from tasks.runtime import Model, Precision, Run
@@ -63,11 +62,9 @@ def _loss(trainer: Any, scores: list[float]) -> float:
     import torch
 
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(scores) // 2)])
-
-    def says(**_: Any) -> Any:
-        return SimpleNamespace(logits=torch.tensor(scores)[:, None])
-
-    return float(trainer.compute_loss(says, batch))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reward_training, "of_pairs", lambda *_: (torch.ones(1), torch.tensor(scores)[:, None]))
+        return float(trainer.compute_loss(trainer.model, batch))
 
 
 def _log_sigmoid(x: float) -> float:
@@ -97,20 +94,35 @@ def test_centering_adds_the_square_of_what_a_pair_scores_together(base: Model, t
     assert _loss(trainer, [1.0, -1.0, 0.5, 2.0]) == pytest.approx(by_hand)
 
 
-def test_training_scores_the_stop_token_of_every_sequence(base: Model, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_training_scores_the_stop_token_of_every_answer(base: Model, tmp_path: Path, shared: bool) -> None:
+    """Also where pairs share a prompt and answers, which are then read once."""
     import torch
 
-    trainer = _trainer(_config(Method.full), base, tmp_path, PAIRS)
+    more = [PAIRS[0] | {"rejected": PAIRS[0]["rejected"] + " indeed"}, *PAIRS]
+    trainer = _trainer(_config(Method.full), base, tmp_path, more)
     trainer.model.score.weight.data.normal_(generator=torch.Generator().manual_seed(1))
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
-    ends = batch["attention_mask"].sum(1) - 1
-    assert len(set(ends.tolist())) > 1
-    assert {batch["input_ids"][row, end].item() for row, end in enumerate(ends)} == {tiny.STOP}
-    with torch.inference_mode():
-        hidden = trainer.model.eval().model(batch["input_ids"], attention_mask=batch["attention_mask"])
-        said = trainer.model(**batch).logits[:, 0]
-    by_hand = hidden.last_hidden_state[torch.arange(len(ends)), ends] @ trainer.model.score.weight[0]
-    assert said.tolist() == pytest.approx(by_hand.tolist(), abs=1e-5)
+    pairs = trainer.data_collator([trainer.train_dataset[i] for i in range(5)])["pairs"]
+    asked = [pair["prompt_ids"] + pair[which] for which in ("chosen_ids", "rejected_ids") for pair in pairs]
+    assert {ids[-1] for ids in asked} == {tiny.STOP} and len({len(ids) for ids in asked}) > 1
+    with torch.no_grad():
+        read, found = reward_training.of_pairs(trainer.model.eval(), pairs, 0, "cpu", shared)
+        hidden = [trainer.model.model(torch.tensor([ids])).last_hidden_state[0, -1] for ids in asked]
+    assert int(read.sum()) < sum(map(len, asked)) if shared else True
+    by_hand = [float(end @ trainer.model.score.weight[0]) for end in hidden]
+    assert found[:, 0].tolist() == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_pairs_of_one_prompt_are_learned_from_together_in_an_order_that_is_another_every_epoch() -> None:
+    order = reward_training.Together([[1], [2], [1], [3], [2], [1]], seed=0)
+    epochs = []
+    for epoch in range(4):
+        order.set_epoch(epoch)
+        epochs.append(tuple(order))
+        assert sorted(epochs[-1]) == list(range(len(order))) == [0, 1, 2, 3, 4, 5]
+        assert {"".join(map(str, epochs[-1])).find(some) >= 0 for some in ("025", "14", "3")} == {True}
+    assert len(set(epochs)) > 1
+    assert epochs[-1] == tuple(order)
 
 
 def test_it_learns_pairs_by_heart_and_publishes_one_folder_that_anybody_loads(

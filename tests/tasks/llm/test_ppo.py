@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.llm import losses
-from tasks.llm.actor import batch
+from tasks.llm import losses, ppo
+from tasks.llm.forks import forks
 from tasks.llm.ppo import Trainer
 from tasks.llm.ppo_knobs import KL, Algorithm, LogProbs
 from tasks.llm.rollouts import Drawn, Sampling, Transformers
@@ -28,7 +28,7 @@ def bandit(seed: int, **knobs: Any) -> Trainer:
 
 
 def chance_of(trainer: Trainer, token: int) -> float:
-    told = batch(PROMPTS, [[token]] * len(PROMPTS), PAD, "cpu")
+    told = forks(PROMPTS, [[token]] * len(PROMPTS), PAD, "cpu")
     with torch.no_grad():
         return float(trainer.actor(told).log_probs.exp().mean())
 
@@ -162,8 +162,36 @@ def test_every_prompt_is_taken_once_before_one_is_taken_again() -> None:
     assert taken[:4] != taken[4:8] or taken[4:8] != taken[8:]
 
 
+def test_reading_a_prompt_once_for_all_its_answers_changes_nothing_but_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    how = Algorithm(updates=2, batch_size=16, answers_per_prompt=4, minibatch_size=8, epochs=2, sampling=Sampling(8))
+    shared = toy_policy.trainer(how, longer)
+    told = [shared.update(number) for number in range(2)]
+    monkeypatch.setattr(ppo, "possible", lambda _: False)
+    alone = toy_policy.trainer(how, longer)
+    for number in range(2):
+        assert alone.update(number)["policy_loss"] == pytest.approx(told[number]["policy_loss"], abs=1e-5)
+    for name, weight in parameters(shared).items():
+        assert torch.allclose(weight, parameters(alone)[name], atol=1e-5), name
+
+
+def test_answers_to_one_prompt_are_drawn_and_learned_from_together() -> None:
+    how = Algorithm(updates=2, batch_size=8, answers_per_prompt=4, minibatch_size=4, epochs=1, sampling=Sampling(8))
+    trainer = toy_policy.trainer(how, longer)
+    taken = [row for number in range(2) for row in trainer._rows(number)]
+    assert [taken[n : n + 4] for n in range(0, 16, 4)] == [[row] * 4 for row in taken[::4]]
+    assert sorted(taken[::4]) == [0, 1, 2, 3]
+    drawn = trainer.sampler([trainer.prompts[row] for row in taken], seed=0)
+    (some, given), *_ = trainer._batches(drawn, [4, 5, 6, 7])
+    assert (some, given.ids.shape[0]) == ([4, 5, 6, 7], 1)
+
+
 def test_problems_name_the_knob_and_what_to_give() -> None:
     assert list(Algorithm().problems()) == []
     said = list(Algorithm(batch_size=32, minibatch_size=12, lam=1.5, learning_rate=0).problems())
     assert said[0] == "minibatch_size=12 does not divide batch_size=32: use 8."
+    assert list(Algorithm(answers_per_prompt=6).problems()) == [
+        "answers_per_prompt=6 does not divide minibatch_size=16: use 4."
+    ]
     assert any(one.startswith("lam is 1.5") for one in said) and any("learning_rate is 0" in one for one in said)

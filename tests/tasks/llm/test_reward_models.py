@@ -47,7 +47,7 @@ def _texts(tokenizer: Any) -> list[str]:
 def test_a_fresh_head_scores_everything_alike(tmp_path: Path) -> None:
     source = tiny.build(tmp_path, says="")
     model = reward_models.begun(source, source, "bf16", 0)
-    assert reward_models.scores(model, [[5, 6, 2], [7, 2]], 2) == [0.0, 0.0]
+    assert reward_models.scores(model, [([5, 6], [2]), ([7], [2])], 2) == [0.0, 0.0]
 
 
 def test_the_score_does_not_depend_on_what_it_is_batched_with(judge: Path) -> None:
