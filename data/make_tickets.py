@@ -24,9 +24,9 @@ becomes one JSON object, its keys always in this order:
                    is rejected. To learn from that a program reads the answer.
     prompts.jsonl  300 messages to measure on. The right answer is the bare object, to the letter.
 
-    pairs_matched.jsonl  200 more messages, each with the right object and four others that are as long to the
-                         character and as bare, but wrong in what they say: 800 pairs to learn the matter from, since
-                         the manners tell nothing.
+    judged.jsonl         240 more messages, each with the right object over three that are as long to the character and
+                         as bare, but wrong in what they say, and over itself wrapped. To learn the matter from, where
+                         the manners tell nothing, and the manners.
     questions.jsonl      400 more messages with the right bare object. To practise on, where answers are rewarded.
 
 The messages of prompts.jsonl are built from other sentences, products and names than those of all other files (see
@@ -160,27 +160,20 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
 
 def as_long(dice: Dice, bank: Bank, ticket: Ticket, size: int) -> list[Ticket]:
     """So many tickets, if there are as many, with something wrong in them that their length does not tell. Where a
-    word is longer than the right one, a flag makes up for it: true is shorter than false. What takes understanding is
-    drawn more often than what was copied badly, which a few pairs teach."""
+    word is longer than the right one, a flag makes up for it: true is shorter than false. Most take understanding to
+    tell from the right one, in half of the messages one was copied badly."""
     flags = ("urgent", "refund")
-    kinds: tuple[tuple[int, list[Ticket]], ...] = (
-        (3, [{"category": c} for c in CATEGORIES]),
-        (2, [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags]),
-        (3, [{"urgent": ticket["refund"], "refund": ticket["urgent"]}]),
-        (1, [{"product": product} for product in (*bank["products"], *bank["others"])]),
-        (1, [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else []),
+    misread = [{"category": c} for c in CATEGORIES]
+    misread += [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags]
+    misread += [{"urgent": ticket["refund"], "refund": ticket["urgent"]}]
+    names = [name for name in (*bank["products"], *bank["others"]) if len(name) == len(ticket["product"])]
+    miscopied = [{"product": dice.pick(names)}]
+    miscopied += [{"order_id": _other_digits(dice, ticket["order_id"])}] if ticket["order_id"] else []
+    subtle, plain = (
+        dice.shuffled([wrong for change in kind if _differs_unseen(ticket, wrong := ticket | change)])
+        for kind in (misread, miscopied)
     )
-    mistakes = [
-        [ticket | change for change in kind if _differs_unseen(ticket, ticket | change)]
-        for often, kind in kinds
-        for _ in range(often)
-    ]
-    wrong: list[Ticket] = []
-    while len(wrong) < size and (
-        left := [kind for kind in ([t for t in k if t not in wrong] for k in mistakes) if kind]
-    ):
-        wrong.append(dice.pick(dice.pick(left)))
-    return wrong
+    return [*subtle[: size - dice.chance(0.5)], *plain][:size]
 
 
 def _differs_unseen(right: Ticket, wrong: Ticket) -> bool:
@@ -216,12 +209,10 @@ def pair(dice: Dice, case: Case) -> Row:
     return {"prompt": case.prompt, "chosen": json.dumps(case.ticket), "rejected": wrapped(dice, json.dumps(other))}
 
 
-def matched(dice: Dice, bank: Bank, case: Case) -> list[Row]:
+def judged(dice: Dice, bank: Bank, case: Case) -> list[Row]:
     right = json.dumps(case.ticket)
-    return [
-        {"prompt": case.prompt, "chosen": right, "rejected": json.dumps(wrong)}
-        for wrong in as_long(dice, bank, case.ticket, 4)
-    ]
+    worse = [*map(json.dumps, as_long(dice, bank, case.ticket, 3)), wrapped(dice, right)]
+    return [{"prompt": case.prompt, "chosen": right, "rejected": answer} for answer in worse]
 
 
 def prompt(case: Case) -> Row:
@@ -237,7 +228,7 @@ def make() -> dict[str, list[Row]]:
         "chats": [chat(dice, case) for case in draw(dice, train, 400, taken)],
         "pairs": [pair(dice, case) for case in draw(dice, train, 160, taken)],
         "prompts": [prompt(case) for case in draw(dice, banks["held_out"], 300, taken)],
-        "pairs_matched": [row for case in draw(more, train, 200, taken) for row in matched(more, train, case)],
+        "judged": [row for case in draw(more, train, 240, taken) for row in judged(more, train, case)],
         "questions": [prompt(case) for case in draw(more, train, 400, taken)],
     }
 

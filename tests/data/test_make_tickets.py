@@ -15,7 +15,7 @@ from tasks.llm import judging
 FOLDER = Path(make_tickets.__file__).parent
 PHRASES: dict[str, dict[str, list[str]]] = json.loads((FOLDER / "ticket_phrases.json").read_text("utf-8"))
 TRAIN, HELD_OUT = PHRASES["train"], PHRASES["held_out"]
-NAMES = ("chats", "pairs", "prompts", "pairs_matched", "questions")
+NAMES = ("chats", "pairs", "prompts", "judged", "questions")
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -40,13 +40,14 @@ def test_the_script_writes_the_committed_files_bit_for_bit(tmp_path: Path) -> No
 
 
 def test_there_are_as_many_rows_as_promised_and_the_files_are_small() -> None:
-    assert [len(rows(name)) for name in NAMES] == [400, 160, 300, 320, 400]
-    assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 1_100_000
+    assert [len(rows(name)) for name in NAMES] == [400, 160, 300, 896, 400]
+    assert sum(path.stat().st_size for path in (FOLDER / "tickets").iterdir()) < 1_700_000
 
 
 def test_train_has_at_least_25_phrasings_and_no_message_occurs_twice() -> None:
     assert sum(len(TRAIN[category]) for category in make_tickets.CATEGORIES) >= 25
-    everything = [text for name in NAMES for text in messages(name)]
+    everything = [text for name in NAMES if name != "judged" for text in messages(name)]
+    everything += set(messages("judged"))  # each has several pairs
     assert len(set(everything)) == len(everything)
 
 
@@ -107,15 +108,23 @@ def test_in_pairs_the_bare_object_is_chosen_and_a_wrapped_one_rejected() -> None
     assert 0.6 <= same / 160 <= 0.9
 
 
-def judged(name: str) -> list[judging.Judged]:
+def told(name: str) -> list[judging.Judged]:
     return [judging.Judged(row["chosen"], row["rejected"]) for row in rows(name)]
 
 
-def test_matched_pairs_are_the_right_object_and_a_wrong_one_as_long_that_a_program_reads_as_well() -> None:
-    for row in rows("pairs_matched"):
-        right, wrong, text = json.loads(row["chosen"]), json.loads(row["rejected"]), row["prompt"][1]["content"]
-        assert len(row["chosen"]) == len(row["rejected"])
-        assert [row["chosen"], row["rejected"]] == [json.dumps(right), json.dumps(wrong)]
+def matched() -> list[Any]:
+    """Rows of two answers that a program reads, the right object and a wrong one."""
+    found = [row for row in rows("judged") if row["rejected"].startswith("{") and row["rejected"].endswith("}")]
+    return [(row["prompt"][1]["content"], row["chosen"], row["rejected"]) for row in found]
+
+
+def test_every_right_object_is_judged_against_its_like_and_against_itself_wrapped() -> None:
+    assert len(rows("judged")) - len(matched()) == 240
+    assert len({row["prompt"][1]["content"] for row in rows("judged")}) == 240
+    for text, chosen, rejected in matched():
+        right, wrong = json.loads(chosen), json.loads(rejected)
+        assert len(chosen) == len(rejected)
+        assert [chosen, rejected] == [json.dumps(right), json.dumps(wrong)]
         assert list(right) == list(wrong)
         assert right != wrong
         assert right["product"] in text
@@ -123,18 +132,18 @@ def test_matched_pairs_are_the_right_object_and_a_wrong_one_as_long_that_a_progr
 
 
 def test_length_and_validity_tell_the_bundled_pairs_apart_but_not_the_matched_ones() -> None:
-    alone = judging.report(judged("pairs"), judged("pairs_matched"))
-    assert (alone["pairs"], alone["matched"]["pairs"]) == (320, 320)
-    assert alone["length_alone"] == alone["validity_alone"] == 0.5
-    easy = judging.report(judged("pairs"), judged("pairs"))
+    alone = judging.report(told("pairs"), told("judged"))
+    assert alone["matched"]["pairs"] == len(matched()) > 600
+    assert alone["matched"]["length_alone"] == alone["matched"]["validity_alone"] == 0.5
+    easy = judging.report(told("pairs"), told("pairs"))
     assert min(easy["length_alone"], easy["validity_alone"]) > 0.9
     assert "matched" not in easy
 
 
 def test_every_field_is_wrong_often_enough_to_be_learnt() -> None:
     wrong = dict.fromkeys(("category", "product", "order_id", "urgent", "refund"), 0)
-    for row in rows("pairs_matched"):
-        right, other = json.loads(row["chosen"]), json.loads(row["rejected"])
+    for _, chosen, rejected in matched():
+        right, other = json.loads(chosen), json.loads(rejected)
         wrong = {field: count + (right[field] != other[field]) for field, count in wrong.items()}
     assert min(wrong.values()) >= 45
 
