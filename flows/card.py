@@ -236,7 +236,7 @@ def _measured_on(story: Story, verdict: dict[str, Any]) -> str:
 
 
 def _trial(of: Origin) -> Iterator[str]:
-    if found := re.search(r"\bdebug=\w+", of.command):
+    if found := re.search(r"\bdebug=[\w/]+", of.command):
         yield f"Made with `{found[0]}`: a few steps on a few rows try the machinery. It is no model to use."
 
 

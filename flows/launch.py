@@ -41,6 +41,10 @@ from tasks.runtime.tracking import Tracker
 Drawing = Callable[[Any], Any]
 
 
+_KINDS = {"chats": "chats", "pairs": "pairs", "questions": "chats", "prompts": "prompts", "general": "prompts"}
+"""Seat -> the rows that a road needs there."""
+
+
 @dataclass
 class Road:
     """What every road has besides its stages."""
@@ -56,6 +60,9 @@ class Road:
                     rows_at_once(stage.batch_size, self.runtime.micro_batch, ranks=max(1, self.runtime.ranks))
                 except ValueError as error:
                     yield f"{name}: {error}"
+            wanted = _KINDS.get(name)
+            if stage and wanted and stage.kind != wanted:
+                yield f"{name}.kind is {stage.kind}, and this road needs {wanted} there: choose other data, or set it."
 
 
 def launch(drawing: Drawing, schema: type, argv: list[str] | None = None) -> None:

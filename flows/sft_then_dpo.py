@@ -3,6 +3,7 @@
 python -m flows.sft_then_dpo                                    the bundled task, on a laptop's CPU
 python -m flows.sft_then_dpo dpo.args.beta=0.3                  only DPO and what lies below it runs again
 python -m flows.sft_then_dpo download=qwen3_0_6b chats.path=mine.jsonl
+python -m flows.sft_then_dpo sft=null download=local download.path=my/model     DPO alone, of what you have trained
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ class SFTThenDPO(Road):
     general: PreprocessConfig | None = None
     """Held-out rows that have nothing to do with the task; `general=null` leaves out what is measured on them."""
     encode: EncodeConfig = field(default_factory=EncodeConfig)
-    sft: SFTConfig = field(default_factory=SFTConfig)
+    sft: SFTConfig | None = field(default_factory=SFTConfig)
+    """`sft=null` leaves it out, and what it learns from: DPO begins from the downloaded model."""
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
     merge: MergeConfig = field(default_factory=MergeConfig)
@@ -50,31 +52,29 @@ class SFTThenDPO(Road):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        if self.sft.method is Method.lora and self.dpo.method is Method.full:
+        adapter = self.sft is not None and self.sft.method is Method.lora
+        if adapter and self.dpo.method is Method.full:
             yield "dpo.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
-        if self.sft.method is Method.lora and self.dpo.lora != LoRA():
+        if adapter and self.dpo.lora != LoRA():
             yield "dpo.lora has no effect: DPO goes on with the adapter that SFT made. Set sft.lora instead."
         if self.evaluate.max_new_tokens == 0:
             yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
-        for seat, wanted in (("chats", "chats"), ("pairs", "pairs"), ("prompts", "prompts"), ("general", "prompts")):
-            rows = getattr(self, seat)
-            if rows and rows.kind != wanted:
-                yield f"{seat}.kind is {rows.kind}, and this road needs {wanted} there: choose other data, or set it."
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
-    chats, pairs, prompts = preprocess(cfg.chats), preprocess(cfg.pairs), preprocess(cfg.prompts)
+    chats = preprocess(cfg.chats) if cfg.sft else None
+    pairs, prompts = preprocess(cfg.pairs), preprocess(cfg.prompts)
     general = preprocess(cfg.general) if cfg.general else None  # what is wrong with rows is told before a long download
     base = download(cfg.download)
-    tokens = encode(cfg.encode, base.tokenizer, chats)
-    tuned = sft(cfg.sft, base, tokens)
+    tuned = sft(cfg.sft, base, encode(cfg.encode, base.tokenizer, chats)) if cfg.sft and chats else base
     known = reference(cfg.reference, tuned, pairs)
     aligned = dpo(cfg.dpo, tuned, known)
     merged = merge(cfg.merge, aligned)
     f16 = convert(cfg.convert, merged)
     gguf = quantize(cfg.quantize, f16)
     trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
-    scores = [evaluate(cfg.evaluate, model, prompts) for model in (base, tuned, aligned, gguf)]
+    models = (base, tuned, aligned, gguf) if cfg.sft else (base, aligned, gguf)
+    scores = [evaluate(cfg.evaluate, model, prompts) for model in models]
     retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)] if general else []
     return compare(cfg.compare, scores, trust, retained)
 

@@ -36,7 +36,7 @@ def called(verdict: dict[str, Any] | None, stage: str) -> str:
     """The model that a stage made, as a reader knows it: base, SFT, DPO, GGUF q8_0."""
     level = (verdict or {}).get("fidelity", {}).get("level", "")
     known = {"download": "base", "convert": "GGUF f16", "quantize": f"GGUF {level}".strip()}
-    return known.get(stage, stage.upper() if len(stage) <= _INITIALS else stage)
+    return known.get(stage, stage.upper() if len(stage) <= _INITIALS else stage.replace("_", " "))
 
 
 _INITIALS = 4

@@ -52,8 +52,8 @@ def library(beside: Beside) -> str:
 
 
 def trained(manifests: list[Manifest]) -> list[Manifest]:
-    """The trainings among them."""
-    return [manifest for manifest in manifests if "args" in manifest["fields"]]
+    """The trainings of the model among them: a judge of answers is none."""
+    return [manifest for manifest in manifests if manifest["kind"] == "Model" and "method" in manifest["fields"]]
 
 
 def text(story: Story, beside: Beside) -> str:

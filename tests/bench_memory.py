@@ -14,9 +14,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests import tiny
+from tests import hand, tiny
 
 STEPS, BATCH, LONGEST = 2, 8, 480
+ANSWERS = 80
+"""Tokens that PPO draws."""
 SIZES = {  # hidden, intermediate, layers, heads, heads of keys and values
     "31M": (384, 1024, 8, 6, 2),
     "134M": (576, 1536, 30, 9, 3),
@@ -30,6 +32,8 @@ COMBINATIONS = (
     ("sft", "lora-checkpointed"),
     ("dpo", "lora"),
     ("dpo", "full"),
+    ("ppo", "lora"),
+    ("ppo", "full"),
 )
 
 
@@ -72,6 +76,8 @@ def rows(folder: Path) -> None:
         ):
             (folder / kind).mkdir(exist_ok=True)
             pq.write_table(pa.table(table).slice(0, count), folder / kind / f"{split}.parquet")
+    told = [{"done": "x" * (length - ANSWERS), "said": "x"} for length in lengths]
+    hand.dataset(folder / "questions", hand.chats(told))
 
 
 def train(model: Path, data: Path, stage: str, method: str, work: Path) -> None:
@@ -79,16 +85,32 @@ def train(model: Path, data: Path, stage: str, method: str, work: Path) -> None:
     import importlib
 
     from tasks.llm.training import Method
-    from tasks.runtime import Model, Preferences, Tokens
-    from tests import hand
+    from tasks.runtime import Dataset, Model, Preferences, Tokens
 
     module = importlib.import_module(f"tasks.{stage}")
+    if stage == "ppo":
+        given: Any = hand.handle(Dataset, data / "questions")
+        return module.ppo.body(hand.run(work), practice(method), hand.handle(Model, model), given)
     args: dict[str, Any] = {"max_steps": STEPS, "gradient_checkpointing": method.endswith("checkpointed")}
     config = getattr(module, f"{stage.upper()}Config")(
         method=Method(method.split("-")[0]), batch_size=BATCH // (2 if stage == "dpo" else 1), args=args
     )
     given = hand.handle(Preferences, data / "pairs") if stage == "dpo" else hand.handle(Tokens, data / "tokens")
     getattr(module, stage).body(hand.run(work), config, hand.handle(Model, model), given)
+
+
+def practice(method: str) -> Any:
+    """PPO of a few updates."""
+    from tasks.llm.rewards import Reward
+    from tasks.llm.rollouts import Sampling
+    from tasks.llm.training import Method
+    from tasks.llm.trouble import Then, Watch
+    from tasks.ppo import PPOConfig
+    from tasks.runtime import Precision
+
+    how = {"updates": STEPS, "batch_size": BATCH, "minibatch_size": BATCH, "precision": Precision.bf16}
+    short, calm = {"length": Reward(target=ANSWERS)}, Watch(then=Then.ignore)
+    return PPOConfig(method=Method(method), sampling=Sampling(ANSWERS), rewards=short, watch=calm, **how)
 
 
 def most_held() -> float:
@@ -106,13 +128,15 @@ def predicted(model: Path, data: Path, stage: str, method: str) -> float:
     def seen(folder: Path) -> Any:
         return SimpleNamespace(stage="made", config={"cutoff": 0}, path=folder, inputs={})
 
-    config = SimpleNamespace(
+    config: Any = SimpleNamespace(
         method=method.split("-")[0],
         lora=LoRA(),
         batch_size=BATCH // (2 if stage == "dpo" else 1),
         args={"gradient_checkpointing": method.endswith("checkpointed")},
     )
+    config = practice(method) if stage == "ppo" else config
     inputs = {
+        "questions": seen(data / "questions"),
         "base": seen(model),
         "policy": seen(model),
         "tokens": seen(data / "tokens"),

@@ -1,4 +1,4 @@
-"""How a reinforcement learning went: reward, drift, length and critic, update by update."""
+"""How a reinforcement learning went: reward, drift, answers, critic and time, update by update."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ _PANELS = (
     ("nats per answer", ("kl",), "drift from the reference (KL)"),
     ("tokens", ("length",), "length of the answers"),
     ("nats per token", ("entropy",), "entropy of the policy"),
+    ("share of tokens", ("clip_fraction", "value_clip_fraction"), "clipped steps of policy and critic"),
+    ("share of the variance", ("explained_variance",), "returns that the critic foretold"),
+    ("share of answers", ("finished", "empty"), "how the answers ended"),
+    ("seconds", ("seconds/generate", "seconds/score", "seconds/learn"), "where the time goes"),
 )
+_CALLED = {"clip_fraction": "policy", "value_clip_fraction": "critic", "finished": "by themselves", "reward": "in all"}
 
 
 def draw(story: Story, place: Path) -> bool:
-    """One row of panels for each training that left updates."""
+    """The panels of the last training that left updates."""
     trainings = [(m, log) for m in story.manifests if (log := _updates(story, m))]
     if not trainings:
         return False
@@ -30,12 +35,13 @@ def draw(story: Story, place: Path) -> bool:
                     range(1, len(log) + 1),
                     [told[name] for told in log],
                     color=style.COLOURS[n % len(style.COLOURS)],
-                    label=name.removeprefix("reward/"),
-                    linewidth=1.8 if n == 0 else 1.0,
+                    label=_CALLED.get(name, name.rpartition("/")[2]),
+                    linewidth=1.0 if name.startswith("reward/") else 1.8,
                 )
             if len(shown) > 1:
                 axes.legend()
             axes.set(title=title, xlabel=f"update of {story.called(manifest['stage'])}", ylabel=unit)
+            style.from_zero(axes)
             axes.xaxis.get_major_locator().set_params(integer=True)
     return True
 

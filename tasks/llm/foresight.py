@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tasks.llm.memory import Shape, Training, Unforeseen
+from tasks.llm import rewards
+from tasks.llm.memory import Practice, Shape, Training, Unforeseen
 from tasks.llm.training import rows_at_once
 
 _READ = 16
@@ -72,9 +73,43 @@ def of_dpo(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float,
 def of_reward_model(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float, str]:
     """The same for `reward_model`, whose pairs are text and whose head is one number: no position bears a vocabulary.
     Its adapter is a fresh one."""
-    where, longest, note = Where(**how), *_longest_told(cfg.cutoff, inputs["pairs"], inputs["policy"])
-    at_once = rows_at_once(cfg.batch_size, where.micro_batch, sequences_per_row=2, ranks=where.ranks)
-    return _training(cfg, inputs["policy"], where, at_once, 2 * at_once * longest, 0, 0, fresh=True), note
+    where, (longest, answers, note) = Where(**how), _longest_told(cfg.cutoff, inputs["pairs"], inputs["policy"])
+    rows = rows_at_once(cfg.batch_size, where.micro_batch, ranks=where.ranks)
+    pairs = where.micro_batch or cfg.batch_size // where.ranks  # those of one prompt share a row
+    tokens = rows * longest + pairs * answers
+    return _training(cfg, inputs["policy"], where, rows, tokens, 0, 0, fresh=True), note
+
+
+def of_ppo(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float, str]:
+    """The same for `ppo`: policy and critic, the reference, a judge where a reward asks one, and the answers while they
+    are drawn and while they are learned from."""
+    from tasks.llm.ppo import Trainer
+    from tasks.llm.rollouts import Transformers
+
+    where, policy = Where(**how), inputs["policy"]
+    shape, given, each = _shape(policy), _adapter(policy), 4 if where.precision == "fp32" else 2
+    lora = None if cfg.method == "full" else {**(given or vars(cfg.lora)), "dropout": 0.0}
+    asked, said = _prompt(inputs["questions"], policy), cfg.sampling.max_new_tokens
+    each_prompt, separate = cfg.answers_per_prompt, cfg.critic == "separate"
+    rows = max(each_prompt, min(where.micro_batch or Trainer.at_once, cfg.minibatch_size) // each_prompt * each_prompt)
+    copy = 4 * shape.adapter(lora)[0] if given and lora else 4 * shape.parameters if lora is None else 0
+    judged = rewards.of_model(cfg.rewards) and "judge" in inputs
+    practice = Practice(
+        shape,
+        where.precision,
+        tokens=rows * (asked + said),
+        scored=0,
+        lora=lora,
+        accumulates=cfg.minibatch_size > rows,
+        gpu=where.gpu,
+        beside=copy + (each * _shape(inputs["judge"]).parameters if judged else 0),
+        opening=each * shape.parameters if lora and (given or separate) else 0,
+        answers=rows * (said + 1),
+        drawn=min(Transformers.at_once, cfg.batch_size),
+        length=asked + said,
+        separate=separate,
+    )
+    return practice.peak(), f"at most, with answers of {said} tokens"
 
 
 def _training(
@@ -87,17 +122,19 @@ def _training(
     measured: int,
     fresh: bool = False,
 ) -> float:
+    shape, adapter = _shape(policy), _adapter(policy)
     training = Training(
-        Shape.of(json.loads((model_folder(policy) / "config.json").read_text())),
+        shape,
         where.precision,
         tokens,
         scored,
         measured,
-        lora=None if cfg.method == "full" else (not fresh and _adapter(policy)) or vars(cfg.lora),
+        lora=None if cfg.method == "full" else (not fresh and adapter) or vars(cfg.lora),
         accumulates=cfg.batch_size > at_once * where.ranks,
         checkpointing=bool(cfg.args.get("gradient_checkpointing", True)),  # TRL's default
         optimizer=str(cfg.args.get("optim", "adamw_torch_fused")),
         gpu=where.gpu,
+        opening=4 * shape.parameters if fresh and adapter else 0,  # while it is folded into its base
     )
     return training.peak() * (1 if where.gpu else where.ranks)
 
@@ -119,11 +156,15 @@ def model_folder(policy: Foreseen) -> Path:
     return found
 
 
+def _shape(policy: Foreseen) -> Shape:
+    return Shape.of(json.loads((model_folder(policy) / "config.json").read_text()))
+
+
 def _folders(policy: Foreseen) -> Iterator[Path]:
     if policy.path:
         yield policy.path
     elif folder := policy.config.get("path"):  # on this machine, to be brought into the store
-        yield Path(folder).expanduser()
+        yield from (Path(folder).expanduser(), Path(folder).expanduser() / "base")  # the latter of an adapter
     for item in policy.inputs.values():
         yield from _folders(item)
 
@@ -149,19 +190,27 @@ def rows_of(encoded: Foreseen, policy: Foreseen) -> Rows:
         note = f"at most, with rows of {cutoff} tokens: {encoded.stage} has not run"
         return Rows(cutoff, cutoff, cutoff, cutoff, note)
     train, held_out = (
-        [min(cutoff, n) for n in _told(texts / f"{split}.jsonl", vocabulary)] for split in ("train", "eval")
+        [min(cutoff, n) for n in _told(texts / f"{split}.jsonl", vocabulary)[:2]] for split in ("train", "eval")
     )
-    return Rows(
-        train[0], train[1], held_out[0], held_out[1], f"about, from the longest texts: {encoded.stage} has not run"
-    )
+    note = f"about, from the longest texts: {encoded.stage} has not run"
+    return Rows(train[0], train[1], held_out[0], held_out[1], note)
 
 
-def _longest_told(cutoff: int, pairs: Foreseen, policy: Foreseen) -> tuple[int, str]:
-    """The longest row to train on, of pairs that are text."""
+def _longest_told(cutoff: int, pairs: Foreseen, policy: Foreseen) -> tuple[int, int, str]:
+    """The longest prompt with its answer and the longest answer to train on, of pairs that are text."""
     vocabulary = model_folder(policy) / "tokenizer.json"
     if not pairs.path or not vocabulary.exists():
-        return cutoff, f"at most, with rows of {cutoff} tokens: {pairs.stage} has not run"
-    return min(cutoff, _told(pairs.path / "train.jsonl", vocabulary)[0]), "about, from the longest texts"
+        return cutoff, cutoff, f"at most, with rows of {cutoff} tokens: {pairs.stage} has not run"
+    longest, answers, _ = _told(pairs.path / "train.jsonl", vocabulary)
+    return min(cutoff, longest), min(cutoff, answers), "about, from the longest texts"
+
+
+def _prompt(questions: Foreseen, policy: Foreseen) -> int:
+    """Tokens of the longest prompt of rows that are text."""
+    vocabulary = model_folder(policy) / "tokenizer.json"
+    if not questions.path or not vocabulary.exists():
+        raise Unforeseen(f"unknown until {questions.stage if not questions.path else policy.stage} has run")
+    return _told(questions.path / "train.jsonl", vocabulary)[2]
 
 
 @functools.lru_cache(maxsize=64)
@@ -185,8 +234,8 @@ def _encoded(place: Path) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def _told(place: Path, vocabulary: Path) -> tuple[int, int]:
-    """The same of rows that are text still, as the model's tokenizer counts their longest."""
+def _told(place: Path, vocabulary: Path) -> tuple[int, int, int]:
+    """The same of rows that are text still, as the model's tokenizer counts their longest; and the longest prompt."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(vocabulary))
@@ -194,12 +243,13 @@ def _told(place: Path, vocabulary: Path) -> tuple[int, int]:
     def count(text: str) -> int:
         return len(tokenizer.encode(text).ids) + _AROUND
 
-    rows, answers = [0], [0]
+    rows, answers, prompts = [0], [0], [0]
     with open(place, encoding="utf-8") as lines:
         for row in map(json.loads, heapq.nlargest(_READ, lines, key=len)):
             pair = "chosen" in row
             asked = row["prompt"] if pair else row["messages"][:-1]
             said = max(count(row["chosen"]), count(row["rejected"])) if pair else count(row["messages"][-1]["content"])
             answers.append(said)
-            rows.append(said + sum(count(message["content"]) for message in asked))
-    return max(rows), max(answers)
+            prompts.append(sum(count(message["content"]) for message in asked))
+            rows.append(said + prompts[-1])
+    return max(rows), max(answers), max(prompts)

@@ -99,12 +99,21 @@ class Training:
     checkpointing: bool = False
     optimizer: str = "adamw_torch_fused"
     gpu: bool = False
+    beside: float = 0.0
+    """Bytes of frozen models that stand beside the trained one."""
+    opening: float = 0.0
+    """Bytes that are there only until all models stand: a copy that is shared or folded then."""
 
     def peak(self) -> float:
-        """Bytes: at the begin of the backward pass, or when the gradients are complete."""
-        steady = PROCESS + self.weights() + self.states() + self.unreturned()
+        """Bytes: at the begin of the backward pass, when the gradients are complete, or before anything begins."""
+        models = PROCESS + self.weights() + self.beside
         begin = self.kept() + self.casts() + self.head() + (self.gradients() if self.accumulates else 0)
-        return steady + max(begin, self.casts() + self.gradients())
+        most = max(begin, self.casts() + self.gradients(), self.before())
+        return models + max(self.states() + self.unreturned() + most, self.opening)
+
+    def before(self) -> float:
+        """What a step holds before its first forward pass, and frees."""
+        return 0.0
 
     def trained(self) -> int:
         return self.shape.parameters if self.lora is None else self.shape.adapter(self.lora)[0]
@@ -176,3 +185,39 @@ class Training:
 
 _TILE_ROWS = 4096
 """Positions that the head scores at once."""
+
+
+_LOGITS = 20
+"""Bytes of each logit of an answer: bf16, fp32, and what log-softmax, entropy or a gradient hold beside them."""
+
+
+@dataclass(frozen=True)
+class Practice(Training):
+    """PPO's facts. Dropout is off, the head gives every logit of an answer, and answers are drawn with a KV cache."""
+
+    answers: int = 0
+    """Positions of one forward pass that belong to answers."""
+    drawn: int = 0
+    """Answers that are drawn at once."""
+    length: int = 0
+    """Tokens of the longest prompt and its answer."""
+    separate: bool = False
+    """The critic has a trunk of its own, of what is trained as much again."""
+
+    def trained(self) -> int:
+        return super().trained() * (2 if self.separate else 1)
+
+    def casts(self) -> float:
+        return super().casts() * (2 if self.separate else 1)
+
+    def activations(self) -> float:
+        return super().activations() * (2 if self.separate else 1)
+
+    def head(self) -> float:
+        gradient = 4 * self.shape.vocabulary * self.shape.hidden if self.lora is None else 0
+        return _LOGITS * self.answers * self.shape.vocabulary + gradient
+
+    def before(self) -> float:
+        """Keys and values of every layer, and the logits of one token for each answer."""
+        cache = 2 * self.shape.layers * self.shape.keys * (4 if self.precision == "fp32" else 2)
+        return self.casts() + self.drawn * (self.length * cache + _LOGITS * self.shape.vocabulary)

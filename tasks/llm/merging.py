@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from tasks.llm import models
+
+
+def with_base(folder: Path) -> tuple[Path, Path] | None:
+    """An adapter and the model it stands on, from a folder that holds both (`adapter/`, `base/`: what an export is) or
+    from an adapter in a store, whose base lies beside it under its digest. None for anything else."""
+    place = folder.expanduser().resolve()
+    adapter, base, named = place / "adapter", place / "base", place / "stands_on.json"
+    if named.exists():
+        adapter, base = place, place.parent / json.loads(named.read_text())["base"]
+    both = models.is_adapter(adapter) and (base / "config.json").is_file()
+    return (adapter, base) if both and not (place / "config.json").exists() else None
 
 
 def folded(policy: Path, base: Path) -> Any:

@@ -149,7 +149,7 @@ def json_valid(said: str, wanted: str) -> float:
     """1 when the whole answer is one JSON object or array."""
     try:
         return float(isinstance(json.loads(said), dict | list))
-    except ValueError:
+    except (ValueError, RecursionError):  # a model may well say a thousand times [
         return 0.0
 
 

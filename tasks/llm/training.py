@@ -68,8 +68,8 @@ def adapt(model: Any, lora: LoRA, seed: int, head: str = "") -> Any:
 
 
 def rows_at_once(batch_size: int, micro_batch: int, sequences_per_row: float = 1, ranks: int = 1) -> int:
-    """How many rows one forward pass of one rank takes (a pair is a row of two sequences, and of about half a one where
-    prompts are read once); ValueError names the nearest splits that come out even."""
+    """How many rows one forward pass of one rank takes (a pair is a row of two sequences, and of less than one where it
+    shares its prompt with others); ValueError names the nearest splits that come out even."""
     if batch_size % ranks:
         fewer = max(n for n in range(1, ranks) if batch_size % n == 0)
         near = f"runtime.ranks={fewer}, or batch_size={batch_size - batch_size % ranks + ranks} (another recipe)"

@@ -42,6 +42,17 @@ def test_the_front_matter_is_what_a_hub_reads(told: Story) -> None:
     assert "datasets" not in found  # it came from a file
 
 
+def test_what_ppo_learned_is_told_and_its_judge_is_no_part_of_the_model(told: Story) -> None:
+    told.manifests[told.manifests.index(made(told, "dpo"))] |= {"stage": "ppo", "fields": {"method": "lora"}}
+    asked = {"method": "lora", "args": {"max_steps": 2}}
+    told.manifests.insert(0, stories.manifest(told.store, "reward_model", "RewardModel", fields=asked))
+    text = card.text(told, card.Origin("a-run", "python -m flows.rlhf debug=rlhf/smoke"), usage.Beside())
+    assert "# Small-Instruct + SFT, PPO\n" in text and "small-instruct-ppo/" in text
+    assert front(text)["tags"] == ["sft", "ppo", "lora", "gguf", "posttrain"]
+    assert "| reward_model | method lora, max_steps 2 |" in text, "what judged it is told where it was made"
+    assert "`debug=rlhf/smoke`" in text
+
+
 def test_a_base_and_rows_of_a_hub_are_named_as_the_hub_does(told: Story) -> None:
     place = told.content(made(told, "download")) / "origin.json"
     place.write_text(json.dumps({"repo": "acme/small", "license": "mit", "revision": "abc"}))

@@ -90,6 +90,8 @@ def test_an_adapter_for_dpo_that_nobody_would_use_is_refused() -> None:
     assert wrong("dpo.lora.rank=8")[0].startswith("dpo.lora has no effect")
     assert wrong("dpo=full")[0].startswith("dpo.method is full")
     assert composed("sft=full", "dpo.lora.rank=8").dpo.lora.rank == 8
+    assert composed("sft=null", "dpo.lora.rank=8").sft is None
+    assert composed("sft=null", "dpo=full").sft is None
 
 
 def test_a_problem_reads_as_a_sentence_under_its_stage() -> None:

@@ -25,6 +25,27 @@ def test_a_finished_road_has_every_picture_and_the_page_shows_through(tmp_path: 
         assert imread(place)[0, 0, 3] == 0
 
 
+def test_ppo_has_a_panel_for_everything_that_is_watched(tmp_path: Path) -> None:
+    names = (
+        "reward",
+        "reward/model",
+        "reward/short",
+        "kl",
+        "length",
+        "entropy",
+        "clip_fraction",
+        "value_clip_fraction",
+    )
+    names += ("explained_variance", "finished", "empty", "seconds/generate", "seconds/score", "seconds/learn")
+    made = stories.manifest(tmp_path, "ppo", "Model")
+    stories.noted(tmp_path, made, "history.json", [dict.fromkeys(names, n / 20) for n in range(20)])
+    (place,) = road.draw(Story(tmp_path, [made]), tmp_path, "svg")
+    drawn = place.read_text()
+    assert place.name == "rollouts.svg" and drawn.count(">update of PPO<") == 8
+    for label in ("in all", "model", "short", "policy", "critic", "generate", "score", "learn", "by themselves"):
+        assert f">{label}<" in drawn
+
+
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_same_numbers_give_the_same_bytes(tmp_path: Path, kind: str) -> None:
     told = stories.told(tmp_path / "store")

@@ -50,6 +50,13 @@ def files(root: Path) -> Iterator[tuple[str, int, int]]:
         yield str(place), place.stat().st_size, place.stat().st_mtime_ns
 
 
+def test_without_sft_dpo_begins_from_the_base_and_no_model_is_measured_twice(tiny_model: Path, tmp_path: Path) -> None:
+    labels = [step.label for step in planned(tiny_model, tmp_path, "sft=null").steps]
+    assert {"reference of download", "dpo of download", "evaluate of download"} <= set(labels)
+    assert not {"sft of download", "encode of download", "preprocess chats"} & set(labels)
+    assert len(labels) == len(set(labels))
+
+
 def test_before_anything_ran_nothing_is_cached(tiny_model: Path, tmp_path: Path) -> None:
     found = planned(tiny_model, tmp_path)
     begins = {step.label for step in found.steps if step.state == "runs"}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import plan, store
 from flows.compose import ConfigError, compose
 from flows.launch import travel
 from flows.rlhf import RLHF, rlhf
@@ -16,9 +17,13 @@ from tests.flows import roads
 WITHOUT = ["reward_model=null", "ppo.rewards.model.weight=0", "ppo.rewards.field_match.weight=1"]
 
 
-def travelled(model: Path, root: Path, *more: str) -> dict[str, str]:
+def overrides(model: Path, root: Path, *more: str) -> list[str]:
     local = ["download=local", f"download.path={model}", "ppo.watch.then=ignore"]  # a random model says what it says
-    given = ["debug=rlhf/smoke", *local, f"runtime.root={root}", *more]
+    return ["debug=rlhf/smoke", *local, f"runtime.root={root}", *more]
+
+
+def travelled(model: Path, root: Path, *more: str) -> dict[str, str]:
+    given = overrides(model, root, *more)
     travel(rlhf, compose("rlhf", RLHF, given), given)
     return roads.states(root)
 
@@ -51,6 +56,30 @@ def test_without_a_reward_model_a_function_rewards(tiny_model: Path, first: Path
     assert "field_match" in json.dumps(json.loads(ppo.read_text())["fields"])
 
 
+def test_without_sft_an_earlier_runs_adapter_is_the_model_that_everything_begins_from(
+    tiny_model: Path, first: Path, tmp_path: Path
+) -> None:
+    again, mine = Path(shutil.copytree(first, tmp_path / "again")), tmp_path / "mine"
+    assert store.main(["export", "sft", str(mine), "--root", str(again)]) == 0
+    found = travelled(mine, again, "sft=null", "ppo.lora.rank=4")
+    assert not {"sft", "encode", "preprocess chats"} & found.keys() and found["reward_model"] == "made"
+    report = roads.newest(again)
+    assert [score["model"]["stage"] for score in report["verdict"]["scores"]] == ["download", "ppo", "quantize"]
+    digests = {row["call"]: row["digest"] for row in report["stages"]}
+    policy = again / "store" / "objects" / digests["ppo"]
+    assert json.loads((policy / "stands_on.json").read_text()) == {"base": digests["download"]}
+    assert json.loads((policy / "adapter_config.json").read_text())["r"] == 4
+
+
+def test_what_is_left_out_takes_its_rows_along(tiny_model: Path, tmp_path: Path) -> None:
+    config = compose("rlhf", RLHF, overrides(tiny_model, tmp_path, "sft=null", *WITHOUT))
+    labels = [step.label for step in plan.drawn(rlhf, [config]).steps]
+    assert "ppo of download" in labels and "evaluate of download" in labels
+    assert not {"sft", "encode", "reward_model"} & {label.split()[0] for label in labels}
+    assert not {"preprocess chats", "preprocess pairs"} & set(labels)
+    assert len(labels) == len(set(labels)), "no model is measured twice"
+
+
 def problems(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as error:
         compose("rlhf", RLHF, list(overrides))
@@ -68,3 +97,17 @@ def test_rewards_have_names_of_ones_own_and_misspelled_sources_are_told() -> Non
     config = compose("rlhf", RLHF, ["ppo.rewards.short.source=length", "ppo.rewards.short.target=20"])
     assert config.ppo.rewards["short"].target == 20
     assert "Did you mean exact_match" in problems("ppo.rewards.exact_mach.weight=1")[0]
+
+
+def test_knobs_that_an_adapter_of_sft_makes_void_are_good_without_it() -> None:
+    assert [p.split(",")[0].split(":")[0] for p in problems("ppo.method=full", "ppo.lora.rank=8")] == [
+        "ppo.method is full",
+        "ppo.lora has no effect",
+    ]
+    config = compose("rlhf", RLHF, ["sft=null", "ppo.method=full"])
+    assert config.sft is None and compose("rlhf", RLHF, ["sft=null", "ppo.lora.rank=8"]).ppo.lora.rank == 8
+
+
+def test_rows_of_the_wrong_kind_are_refused() -> None:
+    (problem,) = problems("preprocess@questions=tickets_judged")
+    assert problem.startswith("questions.kind is pairs, and this road needs chats there")

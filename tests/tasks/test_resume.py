@@ -24,11 +24,18 @@ KNOBS = [
     for knob in (f"max_steps={STEPS}", f"save_steps={SAVE}", "logging_steps=3")
 ]
 LORA = ["sft.lora.dropout=0.1", "sft.lora.rank=4"]  # dropout draws from a generator whose state must be kept, too
+PPO = [
+    *("debug=rlhf/smoke", "sft=null", "reward_model=null", "ppo.rewards.model.weight=0", "ppo.rewards.length.target=9"),
+    *("ppo.updates=12", "ppo.kl.target=0.5", "ppo.learning_rate=1e-3", "ppo.watch.then=ignore", "ppo.precision=fp32"),
+]  # with a coefficient of the KL that is steered, whose state must be kept, too
 FULL = ["sft=full", "dpo=full", "sft.precision=bf16", "dpo.precision=bf16"]
 
 
 def start(model: Path, root: Path, more: list[str]) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "tests.trainings", *overrides(model, root, *KNOBS, *more)]
+    given = ["rlhf", *overrides(model, root, *more)]
+    if more is not PPO:
+        given = ["sft_then_dpo", *overrides(model, root, *KNOBS, *more)]
+    line = [sys.executable, "-m", "tests.trainings", *given]
     return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -56,7 +63,7 @@ def history(root: Path, stage: str) -> list[dict[str, float]]:
     (place,) = (root / "store" / "notes" / stage).rglob("history.json")
     entries: list[dict[str, float]] = json.loads(place.read_text())
     steps = [entry for entry in entries if "train_loss" not in entry]  # the trainer's last word is of one attempt only
-    return [{k: v for k, v in e.items() if "runtime" not in k and "per_second" not in k} for e in steps]
+    return [{k: v for k, v in e.items() if "runtime" not in k and "second" not in k} for e in steps]
 
 
 @pytest.mark.parametrize("more", [LORA, FULL], ids=["lora", "full"])
@@ -82,3 +89,17 @@ def test_a_killed_training_ends_with_the_bytes_of_an_undisturbed_one(
     for stage in ("sft", "dpo"):  # losses, tokens seen, learning rates: nothing shows where it was cut
         assert history(rough, stage) == history(calm, stage)
         assert [e["num_tokens"] for e in history(calm, stage) if "num_tokens" in e][-1] > 0
+
+
+def test_a_killed_ppo_draws_and_learns_on_as_an_undisturbed_one(tiny_model: Path, tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    undisturbed = finish(tiny_model, calm, PPO)
+    kill_when(lambda: max(checkpoints(rough, "ppo"), default=0) >= 3, start(tiny_model, rough, PPO))
+    assert checkpoints(rough, "ppo")[-1] < 12, "it was killed on its way"
+
+    resumed = finish(tiny_model, rough, PPO)
+    assert resumed["ppo"] == undisturbed["ppo"]
+    assert resumed["states"] == {"download": "cached", "preprocess": "cached", "ppo": "made"}
+    told = history(calm, "ppo")
+    assert history(rough, "ppo") == told and len(told) == 12
+    assert len({update["kl_coef"] for update in told}) > 4

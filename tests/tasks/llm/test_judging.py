@@ -57,3 +57,7 @@ def test_the_matched_pairs_are_reported_apart_and_tell_nothing_by_length_or_vali
 
 def test_without_matched_pairs_there_are_no_figures_of_them() -> None:
     assert "matched" not in judging.report([Judged("a", "bb")], [Judged("a", "bb", 1.0, 0.0)])
+
+
+def test_a_judged_answer_may_open_as_many_brackets_as_it_likes() -> None:
+    assert judging.report([], [judging.Judged("{}", "[" * 20_000)])["validity_alone"] == 1

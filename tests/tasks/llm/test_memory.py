@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 
 from tasks.llm import foresight
-from tasks.llm.memory import PROCESS, TILE, UNRETURNED, Shape, Training, Unforeseen
+from tasks.llm.actor import Critic
+from tasks.llm.memory import PROCESS, TILE, UNRETURNED, Practice, Shape, Training, Unforeseen
+from tasks.llm.rewards import Reward
+from tasks.llm.rollouts import Sampling
 from tasks.llm.training import LoRA, Method
+from tasks.ppo import PPOConfig
 from tests import hand
 
 CONFIG = {
@@ -106,6 +110,38 @@ def test_the_head_scores_a_tile_of_a_large_vocabulary() -> None:
     assert Training(large, "bf16", 10, 4, lora=ADAPTER).head() == 33 * TILE * 4 + 4 * TILE * 8
 
 
+def test_what_stands_beside_counts_always_and_what_is_only_opened_where_it_is_most() -> None:
+    def peak(**more: float) -> float:
+        return Training(SHAPE, "bf16", 10, 4, lora=ADAPTER, **more).peak()
+
+    assert peak(beside=1e6) == peak() + 1e6
+    assert peak(opening=1) == peak()
+    assert peak(opening=1e9) == PROCESS + Training(SHAPE, "bf16", 10, 4, lora=ADAPTER).weights() + 1e9
+
+
+def practice(**more: Any) -> Practice:
+    return Practice(SHAPE, "bf16", 10, 0, lora=ADAPTER, answers=4, drawn=3, length=7, **more)
+
+
+def test_ppo_holds_every_logit_of_its_answers() -> None:
+    plain = Training(SHAPE, "bf16", 10, 0, lora=ADAPTER)
+    assert practice().head() == 20 * 4 * 50
+    assert practice().activations() == plain.activations() and practice().states() == plain.states()
+
+
+def test_a_critic_on_a_trunk_of_its_own_is_as_much_again() -> None:
+    for part in (Practice.trained, Practice.states, Practice.gradients, Practice.activations):
+        assert part(practice(separate=True)) == 2 * part(practice())  # type: ignore[operator]
+    assert practice(separate=True).weights() - practice().weights() == 4 * practice().trained()
+
+
+def test_answers_that_are_drawn_have_keys_and_values_in_every_layer() -> None:
+    assert practice().before() == 3 * (7 * 2 * 3 * 6 * 2 + 20 * 50)
+    long = Practice(SHAPE, "bf16", 10, 0, lora=ADAPTER, drawn=1000, length=1000)
+    rest = long.weights() + long.states() + long.unreturned()
+    assert long.peak() == PROCESS + rest + 1000 * (1000 * 2 * 3 * 6 * 2 + 20 * 50)
+
+
 def test_what_is_not_estimated_says_why() -> None:
     with pytest.raises(Unforeseen, match="mixture of experts"):
         Shape.of(CONFIG | {"num_local_experts": 8})
@@ -183,23 +219,62 @@ def test_a_judge_takes_what_its_longest_pair_asks_for_and_a_fresh_adapter(tiny_m
     told = Seen("preprocess", path=hand.dataset(tmp_path / "pairs", hand.pairs()).path)
     at_most, note = peak(Seen("preprocess"))
     assert note == "at most, with rows of 400 tokens: preprocess has not run"
-    assert (
-        peak(told)[0]
-        < at_most
-        < foresight.of_dpo(
-            sft(), {"policy": Seen("d", path=tiny_model), "pairs": Seen("reference", {"cutoff": 400})}, precision="bf16"
-        )[0]
-    )  # which has a vocabulary to score
+    assert peak(told)[0] < at_most
     assert peak(told, rank=32)[0] > peak(told)[0]
 
 
-def test_a_model_that_is_not_here_yet_is_waited_for(tiny_model: Path) -> None:
+def ppo(**more: Any) -> PPOConfig:
+    how = {"minibatch_size": 8, "sampling": Sampling(max_new_tokens=20), "rewards": {"length": Reward()}}
+    return PPOConfig(**how | more)
+
+
+def test_ppo_takes_what_its_longest_prompt_and_answer_ask_for(tiny_model: Path, tmp_path: Path) -> None:
+    base, made = Seen("download", path=tiny_model), {"method": "lora", "lora": vars(LoRA())}
+    adapter = Seen("sft", made, None, {"base": base})
+    told = Seen("preprocess", path=hand.dataset(tmp_path / "questions", hand.chats()).path)
+    shape = Shape.of(json.loads((tiny_model / "config.json").read_text()))
+
+    def peak(policy: Seen = base, judge: bool = False, micro_batch: int = 0, **more: Any) -> float:
+        inputs = {"policy": policy, "questions": told}
+        inputs |= {"judge": Seen("reward_model", {}, None, {"policy": base})} if judge else {}
+        return foresight.of_ppo(ppo(**more), inputs, precision="bf16", micro_batch=micro_batch)[0]
+
+    _, note = foresight.of_ppo(ppo(), {"policy": base, "questions": told}, precision="bf16")
+    assert note == "at most, with answers of 20 tokens"
+    assert peak(adapter) - peak() == 4 * shape.adapter(vars(LoRA()))[0], "its frozen copy"
+    assert peak(judge=True, rewards={"model": Reward()}) - peak() == 2 * shape.parameters
+    assert peak(judge=True) == peak(), "which no reward asks"
+    assert peak(critic=Critic.separate) > peak() > peak(micro_batch=1)
+    assert peak(method=Method.full) > peak() < peak(lora=LoRA(rank=32))
+    assert peak(sampling=Sampling(max_new_tokens=60)) > peak()
+
+
+def test_ppo_waits_for_questions_that_are_not_read_yet(tiny_model: Path) -> None:
+    with pytest.raises(Unforeseen, match="unknown until preprocess has run"):
+        foresight.of_ppo(ppo(), {"policy": Seen("d", path=tiny_model), "questions": Seen("preprocess")})
+
+
+def test_a_judge_that_begins_from_an_adapter_is_folded_first(tiny_model: Path) -> None:
+    base, made = Seen("d", path=tiny_model), {"method": "lora", "lora": vars(LoRA())}
+
+    def peak(policy: Seen) -> float:
+        inputs = {"policy": policy, "pairs": Seen("preprocess")}
+        cfg = sft(cutoff=8, batch_size=1, lora=LoRA(rank=1))
+        return foresight.of_reward_model(cfg, inputs, precision="bf16")[0]
+
+    assert peak(Seen("sft", made, None, {"base": base})) > peak(base)
+
+
+def test_a_model_that_is_not_here_yet_is_waited_for(tiny_model: Path, tmp_path: Path) -> None:
     base = Seen("download", {"path": ""})
     tuned = Seen("sft", inputs={"base": base, "tokens": Seen("encode")})
     with pytest.raises(Unforeseen, match="unknown until download has run"):
         foresight.model_folder(tuned)
     base.config["path"] = str(tiny_model)  # a folder on this machine can be read already
     assert foresight.model_folder(tuned) == tiny_model
+    base.config["path"] = str(tmp_path)  # an adapter and its base
+    (tmp_path / "base").symlink_to(tiny_model)
+    assert foresight.model_folder(tuned) == tmp_path / "base"
 
 
 def test_dpo_continues_the_adapter_that_sft_was_told_to_make(tiny_model: Path) -> None:

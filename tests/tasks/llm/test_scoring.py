@@ -176,6 +176,11 @@ def test_json_valid_wants_one_object_or_array_and_nothing_else(said: str, score:
     assert scoring.json_valid(said, "") == score
 
 
+@pytest.mark.parametrize("opened", ["[", '{"a":'])
+def test_an_answer_that_only_opens_brackets_is_no_json_and_ends_no_evaluation(opened: str) -> None:
+    assert scoring.json_valid(opened * 20_000, "") == 0
+
+
 def test_constant_differences_have_an_interval_of_no_width() -> None:
     assert scoring.interval([0.25] * 9) == (0.25, 0.25)
 
