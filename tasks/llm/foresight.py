@@ -200,7 +200,7 @@ def _longest_told(cutoff: int, pairs: Foreseen, policy: Foreseen) -> tuple[int, 
     """The longest prompt with its answer and the longest answer to train on, of pairs that are text."""
     vocabulary = model_folder(policy) / "tokenizer.json"
     if not pairs.path or not vocabulary.exists():
-        return cutoff, cutoff, f"at most, with rows of {cutoff} tokens: {pairs.stage} has not run"
+        return cutoff, 0, f"at most, with rows of {cutoff} tokens: {pairs.stage} has not run"
     longest, answers, _ = _told(pairs.path / "train.jsonl", vocabulary)
     return min(cutoff, longest), min(cutoff, answers), "about, from the longest texts"
 
