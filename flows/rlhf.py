@@ -14,22 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flows import legs
 from flows.launch import Road, launch
-from tasks.compare import CompareConfig, compare
-from tasks.convert import ConvertConfig, convert
+from tasks.compare import CompareConfig
+from tasks.convert import ConvertConfig
 from tasks.download import DownloadConfig, download
-from tasks.encode import EncodeConfig, encode
-from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.fidelity import FidelityConfig, fidelity
+from tasks.encode import EncodeConfig
+from tasks.evaluate import EvaluateConfig
+from tasks.fidelity import FidelityConfig
 from tasks.llm import rewards
-from tasks.llm.training import LoRA, Method
-from tasks.merge import MergeConfig, merge
+from tasks.merge import MergeConfig
 from tasks.ppo import PPOConfig, ppo
 from tasks.preprocess import PreprocessConfig, preprocess
-from tasks.quantize import QuantizeConfig, quantize
+from tasks.quantize import QuantizeConfig
 from tasks.reward_model import RewardModelConfig, reward_model
 from tasks.runtime import Comparison
-from tasks.sft import SFTConfig, sft
+from tasks.sft import SFTConfig
 
 
 @dataclass
@@ -62,13 +62,7 @@ class RLHF(Road):
         if not self.reward_model and (asking := rewards.of_model(self.ppo.rewards)):
             given = " and ".join(f"ppo.rewards.{name}" for name in asking)
             yield f"{given} asks the trained reward model, and reward_model is null: set its weight to 0."
-        adapter = self.sft is not None and self.sft.method is Method.lora
-        if adapter and self.ppo.method is Method.full:
-            yield "ppo.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
-        if adapter and self.ppo.lora != LoRA():
-            yield "ppo.lora has no effect: PPO goes on with the adapter that SFT made. Set sft.lora instead."
-        if self.evaluate.max_new_tokens == 0:
-            yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
+        yield from legs.problems(self, "ppo", self.ppo)
 
 
 def rlhf(cfg: RLHF) -> Comparison:
@@ -77,17 +71,10 @@ def rlhf(cfg: RLHF) -> Comparison:
     questions, prompts = preprocess(cfg.questions), preprocess(cfg.prompts)
     general = preprocess(cfg.general) if cfg.general else None
     base = download(cfg.download)
-    tuned = sft(cfg.sft, base, encode(cfg.encode, base.tokenizer, chats)) if cfg.sft and chats else base
+    tuned = legs.tuned(cfg, base, chats)
     judge = reward_model(cfg.reward_model, tuned, pairs) if cfg.reward_model and pairs else None
     aligned = ppo(cfg.ppo, tuned, questions, judge)
-    merged = merge(cfg.merge, aligned)
-    f16 = convert(cfg.convert, merged)
-    gguf = quantize(cfg.quantize, f16)
-    trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
-    models = (base, tuned, aligned, gguf) if cfg.sft else (base, aligned, gguf)
-    scores = [evaluate(cfg.evaluate, model, prompts) for model in models]
-    retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)] if general else []
-    return compare(cfg.compare, scores, trust, retained)
+    return legs.delivered(cfg, base, tuned, aligned, prompts, general)
 
 
 if __name__ == "__main__":

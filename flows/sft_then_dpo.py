@@ -11,21 +11,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from flows import legs
 from flows.launch import Road, launch
-from tasks.compare import CompareConfig, compare
-from tasks.convert import ConvertConfig, convert
+from tasks.compare import CompareConfig
+from tasks.convert import ConvertConfig
 from tasks.download import DownloadConfig, download
 from tasks.dpo import DPOConfig, dpo
-from tasks.encode import EncodeConfig, encode
-from tasks.evaluate import EvaluateConfig, evaluate
-from tasks.fidelity import FidelityConfig, fidelity
-from tasks.llm.training import LoRA, Method
-from tasks.merge import MergeConfig, merge
+from tasks.encode import EncodeConfig
+from tasks.evaluate import EvaluateConfig
+from tasks.fidelity import FidelityConfig
+from tasks.merge import MergeConfig
 from tasks.preprocess import PreprocessConfig, preprocess
-from tasks.quantize import QuantizeConfig, quantize
+from tasks.quantize import QuantizeConfig
 from tasks.reference import ReferenceConfig, reference
 from tasks.runtime import Comparison
-from tasks.sft import SFTConfig, sft
+from tasks.sft import SFTConfig
 
 
 @dataclass
@@ -52,13 +52,7 @@ class SFTThenDPO(Road):
 
     def problems(self) -> Iterator[str]:
         yield from super().problems()
-        adapter = self.sft is not None and self.sft.method is Method.lora
-        if adapter and self.dpo.method is Method.full:
-            yield "dpo.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
-        if adapter and self.dpo.lora != LoRA():
-            yield "dpo.lora has no effect: DPO goes on with the adapter that SFT made. Set sft.lora instead."
-        if self.evaluate.max_new_tokens == 0:
-            yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
+        yield from legs.problems(self, "dpo", self.dpo)
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
@@ -66,17 +60,10 @@ def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
     pairs, prompts = preprocess(cfg.pairs), preprocess(cfg.prompts)
     general = preprocess(cfg.general) if cfg.general else None  # what is wrong with rows is told before a long download
     base = download(cfg.download)
-    tuned = sft(cfg.sft, base, encode(cfg.encode, base.tokenizer, chats)) if cfg.sft and chats else base
+    tuned = legs.tuned(cfg, base, chats)
     known = reference(cfg.reference, tuned, pairs)
     aligned = dpo(cfg.dpo, tuned, known)
-    merged = merge(cfg.merge, aligned)
-    f16 = convert(cfg.convert, merged)
-    gguf = quantize(cfg.quantize, f16)
-    trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
-    models = (base, tuned, aligned, gguf) if cfg.sft else (base, aligned, gguf)
-    scores = [evaluate(cfg.evaluate, model, prompts) for model in models]
-    retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)] if general else []
-    return compare(cfg.compare, scores, trust, retained)
+    return legs.delivered(cfg, base, tuned, aligned, prompts, general)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""What roads have in common: how they come to a tuned model, and what becomes of an aligned one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from tasks.compare import CompareConfig, compare
+from tasks.convert import ConvertConfig, convert
+from tasks.encode import EncodeConfig, encode
+from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.fidelity import FidelityConfig, fidelity
+from tasks.llm.training import LoRA, Method
+from tasks.merge import MergeConfig, merge
+from tasks.preprocess import PreprocessConfig
+from tasks.quantize import QuantizeConfig, quantize
+from tasks.runtime import Comparison, Dataset, Model
+from tasks.sft import SFTConfig, sft
+
+
+class Legs(Protocol):
+    """The seats that these legs need of a road's config."""
+
+    general: PreprocessConfig | None
+    encode: EncodeConfig
+    sft: SFTConfig | None
+    merge: MergeConfig
+    convert: ConvertConfig
+    quantize: QuantizeConfig
+    fidelity: FidelityConfig
+    evaluate: EvaluateConfig
+    retention: EvaluateConfig
+    compare: CompareConfig
+
+
+def problems(cfg: Legs, name: str, after: Any) -> Iterator[str]:
+    """`after`: the training that follows SFT, called `name`."""
+    if cfg.sft is not None and cfg.sft.method is Method.lora:
+        if after.method is Method.full:
+            yield f"{name}.method is full, but SFT makes an adapter, which has no weights of its own: use sft=full too."
+        if after.lora != LoRA():
+            does = f"{name.upper()} goes on with the adapter that SFT made"
+            yield f"{name}.lora has no effect: {does}. Set sft.lora instead."
+    if cfg.evaluate.max_new_tokens == 0:
+        yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
+
+
+def tuned(cfg: Legs, base: Model, chats: Dataset | None) -> Model:
+    """After SFT; the base where there is none."""
+    return sft(cfg.sft, base, encode(cfg.encode, base.tokenizer, chats)) if cfg.sft and chats else base
+
+
+def delivered(
+    cfg: Legs, base: Model, after_sft: Model, aligned: Model, prompts: Dataset, general: Dataset | None
+) -> Comparison:
+    """To a GGUF, with every model measured and every form of the last one compared."""
+    merged = merge(cfg.merge, aligned)
+    f16 = convert(cfg.convert, merged)
+    gguf = quantize(cfg.quantize, f16)
+    trust = fidelity(cfg.fidelity, aligned, merged, f16, gguf, prompts)
+    models = (base, after_sft, aligned, gguf) if cfg.sft else (base, aligned, gguf)
+    scores = [evaluate(cfg.evaluate, model, prompts) for model in models]
+    retained = [evaluate(cfg.retention, model, general) for model in (base, aligned)] if general else []
+    return compare(cfg.compare, scores, trust, retained)
