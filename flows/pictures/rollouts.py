@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ _PANELS = (
     ("share of tokens", ("clip_fraction", "value_clip_fraction"), "clipped steps of policy and critic"),
     ("share of the variance", ("explained_variance",), "returns that the critic foretold"),
     ("share of answers", ("finished", "empty"), "how the answers ended"),
-    ("seconds", ("seconds/generate", "seconds/score", "seconds/learn"), "where the time goes"),
+    ("seconds", ("seconds/generate", "seconds/score", "seconds/look", "seconds/learn"), "where the time goes"),
 )
 _CALLED = {"clip_fraction": "policy", "value_clip_fraction": "critic", "finished": "by themselves", "reward": "in all"}
 
@@ -33,7 +34,7 @@ def draw(story: Story, place: Path) -> bool:
             for n, name in enumerate(shown):
                 axes.plot(
                     range(1, len(log) + 1),
-                    [told[name] for told in log],
+                    [told.get(name, math.nan) for told in log],  # an earlier version may not have logged it
                     color=style.COLOURS[n % len(style.COLOURS)],
                     label=_CALLED.get(name, name.rpartition("/")[2]),
                     linewidth=1.0 if name.startswith("reward/") else 1.8,

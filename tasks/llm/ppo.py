@@ -102,7 +102,8 @@ class Trainer:
             "empty": _mean([len(one.answer) == one.finished for one in drawn]),
             "samples_per_second": len(drawn) / (ended - began),
             "seconds/generate": sampled - began,
-            "seconds/score": scored - sampled + looked - scored,
+            "seconds/score": scored - sampled,
+            "seconds/look": looked - scored,
             "seconds/learn": ended - looked,
         }
 

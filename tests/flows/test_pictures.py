@@ -36,7 +36,15 @@ def test_ppo_has_a_panel_for_everything_that_is_watched(tmp_path: Path) -> None:
         "clip_fraction",
         "value_clip_fraction",
     )
-    names += ("explained_variance", "finished", "empty", "seconds/generate", "seconds/score", "seconds/learn")
+    names += (
+        "explained_variance",
+        "finished",
+        "empty",
+        "seconds/generate",
+        "seconds/score",
+        "seconds/look",
+        "seconds/learn",
+    )
     made = stories.manifest(tmp_path, "ppo", "Model")
     stories.noted(tmp_path, made, "history.json", [dict.fromkeys(names, n / 20) for n in range(20)])
     (place,) = road.draw(Story(tmp_path, [made]), tmp_path, "svg")
