@@ -41,7 +41,7 @@ from tasks.runtime.tracking import Tracker
 Drawing = Callable[[Any], Any]
 
 
-_KINDS = {"chats": "chats", "pairs": "pairs", "questions": "chats", "prompts": "prompts", "general": "prompts"}
+_KINDS = {"chats": "chats", "pairs": "pairs", "questions": "questions", "prompts": "prompts", "general": "prompts"}
 """Seat -> the rows that a road needs there."""
 
 

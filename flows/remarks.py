@@ -54,6 +54,17 @@ def held_out(story: Story, names: Names) -> Iterator[str]:
         yield f"{name}: {held} of {total} rows are held out; {name}.{better} leaves more to learn from."
 
 
+def rewarded(story: Story, names: Names) -> Iterator[str]:
+    """What learning from rewards was worth on questions that were held out, and where their answers can be read."""
+    for ppo in story.of("ppo"):
+        told = ppo["metrics"]
+        if "eval_gain" in told:
+            gain = f"{told['eval_gain']:+.3f} [{told['eval_gain_low']:+.3f}, {told['eval_gain_high']:+.3f}]"
+            ends = f"{told['eval_before']:.3f} -> {told['eval_after']:.3f}, {gain}"
+            place = story.store / ppo["notes"] / "answers.md"
+            yield f"on held-out questions {ends}, {told['kl']:.2f} nats per answer away; the answers over time: {place}"
+
+
 def memory(story: Story, names: Names) -> Iterator[str]:
     """Held-out prompts that a training saw too: what they score is not what the model does with new ones."""
     data = story.of("preprocess")

@@ -112,7 +112,12 @@ def remarks(session: Session) -> list[tuple[str, str]]:
     """What somebody should look at: rows left out or missing, prompts learned by heart, results of earlier code."""
     told = Story(session.store.root, list({r.manifest["key"]: r.manifest for r in session.records}.values()))
     seats = {r.manifest["key"]: r.seat for r in session.records if r.seat not in ("", r.stage)}
-    about = {"memory": noticed.memory, "held out": noticed.held_out, "left out": noticed.left_out}
+    about = {
+        "rewards": noticed.rewarded,
+        "memory": noticed.memory,
+        "held out": noticed.held_out,
+        "left out": noticed.left_out,
+    }
     found = [(name, text) for name, notice in about.items() for text in notice(told, seats)]
     if any(record.note for record in session.records):
         found.append(("drift", "some results are of earlier code or libraries; runtime.drift=rerun makes them again"))

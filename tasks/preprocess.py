@@ -43,7 +43,8 @@ def _commit(cfg: PreprocessConfig) -> Moving | str:
 @dataclass
 class PreprocessConfig:
     kind: Kind = Kind.chats
-    """chats: to learn from. pairs: to prefer by. prompts: with answers, to be measured on, so all are held out."""
+    """chats: to learn from. pairs: to prefer by. questions: to practise on, with an answer or without.
+    prompts: with answers, to be measured on, so all are held out."""
     path: str = external("path", default="")
     """A .json, .jsonl, .csv, .tsv or .parquet file, a folder or a glob of one of these kinds. Either this or `repo`."""
     eval_path: str = external("path", default="")

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.llm.rows import PAIR, SHAPES, BadRow, Format, Kind, Row, answer_of, digest, normalise, prompt_of
+from tasks.llm.messages import BadRow
+from tasks.llm.rows import PAIR, SHAPES, Format, Kind, Row, answer_of, digest, normalise, prompt_of
 from tasks.llm.tables import Record, TableError, read
 
 EXAMPLES = 3
@@ -134,7 +135,8 @@ class Gather:
             return ""
         here = self.kind.value
         if self.kind is not Kind.pairs and set(PAIR) <= set(columns):
-            way = f"give rows with an answer each, or did you mean {Kind.pairs.value}.path?"
+            each = "" if self.kind is Kind.questions else " with an answer each"
+            way = f"give rows{each}, or did you mean {Kind.pairs.value}.path?"
             return f"These look like preference pairs, not {here}: {way}"
         if self.kind is Kind.pairs and any(set(shape.columns) <= set(columns) for shape in SHAPES.values()):
             way = f"give rows with 'chosen' and 'rejected', or did you mean {Kind.chats.value}.path?"
@@ -144,6 +146,8 @@ class Gather:
         if names and self._fits([names.get(column, column) for column in columns]):
             said = " and ".join(f"'{old}' to '{new}'" for old, new in names.items())
             return f"Rename the column{'s' if len(names) > 1 else ''} {said} {where}."
+        if self.kind is Kind.questions:
+            return f"Rename the column of the question to 'prompt', that of an answer to 'completion' {where}."
         if self.kind is Kind.pairs:
             return f"Rename the columns of the question and its two answers to 'prompt', 'chosen', 'rejected' {where}."
         wanted = " and ".join(f"'{column}'" for column in self._wanted)

@@ -95,13 +95,7 @@ class Algorithm:
         for name in ("updates", "batch_size", "answers_per_prompt", "minibatch_size", "epochs"):
             if getattr(self, name) < 1:
                 yield f"{name} is {getattr(self, name)}; give a positive number."
-        if self.minibatch_size > 0 and self.batch_size % self.minibatch_size:
-            near = max(n for n in range(1, self.minibatch_size + 1) if self.batch_size % n == 0)
-            yield f"minibatch_size={self.minibatch_size} does not divide batch_size={self.batch_size}: use {near}."
-        if self.answers_per_prompt > 0 and self.minibatch_size % self.answers_per_prompt:
-            near = max(n for n in range(1, self.answers_per_prompt) if self.minibatch_size % n == 0)
-            one = f"answers_per_prompt={self.answers_per_prompt} does not divide minibatch_size={self.minibatch_size}"
-            yield f"{one}: use {near}."
+        yield from self._uneven()
         for name in ("learning_rate", "critic_learning_rate", "clip", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 yield f"{name} is {getattr(self, name):g}; give a positive number."
@@ -111,3 +105,17 @@ class Algorithm:
         for name in ("value_clip", "value_coef", "missing_eos_penalty"):
             if getattr(self, name) < 0:
                 yield f"{name} is {getattr(self, name):g}; give 0 or more."
+
+    def _uneven(self) -> Iterator[str]:
+        """batch_size is a number of minibatches, and these are a number of prompts with all their answers."""
+        batch, mini, each = self.batch_size, self.minibatch_size, self.answers_per_prompt
+        if min(batch, mini, each) < 1:
+            return
+        if batch % each:
+            near = max(n for n in range(1, each) if batch % n == 0)
+            yield f"answers_per_prompt={each} does not divide batch_size={batch}: use {near}."
+        elif batch % mini or mini % each:
+            fits = [n for n in range(each, batch + 1, each) if batch % n == 0]
+            near = min(fits, key=lambda n: (abs(n - mini), n))
+            wrong = f"does not divide batch_size={batch}" if batch % mini else f"cuts answers_per_prompt={each} apart"
+            yield f"minibatch_size={mini} {wrong}: use {near}."

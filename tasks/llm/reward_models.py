@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.llm import chat, merging, models
 from tasks.llm.forks import Forks, forks, possible
-from tasks.llm.rows import Message
+from tasks.llm.messages import Message
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 TOKEN = "POSTTRAIN_REWARD_TOKEN"
+_SECRET = re.compile("token|key|secret|passw|auth|signature", re.IGNORECASE)
+"""What the name of a secret looks like in a query."""
 _LONGEST_PAUSE = 60.0
 """Seconds."""
 
@@ -45,6 +48,8 @@ def unfit(url: str) -> str:
         return f"is no URL ({error}); give one such as http://localhost:8000/score"
     if parts.username is not None or parts.password is not None:
         return f"holds a user or a password, and a config is no place for secrets; set {TOKEN} in the environment"
+    if secret := next((name for name, _ in parse_qsl(parts.query) if _SECRET.search(name)), ""):
+        return f"holds {secret}=, and a config is no place for secrets; set {TOKEN} in the environment"
     return "" if named else "names no server; give a URL such as http://localhost:8000/score"
 
 

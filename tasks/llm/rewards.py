@@ -20,9 +20,9 @@ from functools import partial
 from typing import Any
 
 from tasks.llm import reward_code, reward_server
+from tasks.llm.messages import Message
 from tasks.llm.reward_calls import RewardError, in_batches, score_of
 from tasks.llm.reward_ready import COMPARES, READY
-from tasks.llm.rows import Message
 
 MODEL = "model"
 
@@ -133,7 +133,7 @@ def problems(rewards: dict[str, Reward], has_model: bool) -> Iterator[str]:
     for name, reward in rewards.items():
         yield from reward.problems(name)
     if not _weighed(rewards):
-        yield "rewards: nothing has a weight, so nothing is learned; give one, such as rewards.exact_match.weight=1"
+        yield "rewards: nothing has a weight, so nothing is learned; give one, such as ppo.rewards.exact_match.weight=1"
     for name in of_model(rewards) if not has_model else []:
         yield (
             f"rewards.{name} asks the trained reward model, and there is none; "

@@ -2,7 +2,8 @@
 
     chats    {"id", "messages": [{"role", "content"}, ...]}          the last turn is the assistant's
     pairs    {"id", "prompt": [messages], "chosen": str, "rejected": str}    and "margin": float, where it is given
-    prompts  {"id", "prompt": [messages], "answer": str}             the last turn of the prompt is the user's
+    prompts, questions  {"id", "prompt": [messages], "answer": str}  the last turn of the prompt is the user's; to
+                                                                     questions the answer may be ""
 
 `id` is a short hash of the content, so the same row has the same id anywhere. Text is kept to the letter. A row that
 does not fit is never mended in silence: it raises BadRow, whose reason is counted. One function reads one shape; a new
@@ -20,7 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-Message = dict[str, str]
+from tasks.llm.messages import ROLES, BadRow, Message, json_list, message, short, text_of, turns
+
 Row = dict[str, Any]
 
 
@@ -30,6 +32,7 @@ class Kind(StrEnum):
     chats = "chats"
     pairs = "pairs"
     prompts = "prompts"
+    questions = "questions"
 
 
 class Format(StrEnum):
@@ -43,46 +46,7 @@ class Format(StrEnum):
     sharegpt = "sharegpt"
 
 
-class BadRow(ValueError):
-    """A row that does not fit: `reason` is a short fixed phrase to count by, `detail` what was found in this row."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
-
-
 # Shapes: from a mapping of columns to its conversation
-
-ROLES = ("system", "user", "assistant")
-SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def turns(value: Any, speaker: str) -> list[Message]:
-    """Text (a turn of `speaker`), one message, a list of messages, or such a list as JSON text (CSV has no lists)."""
-    if isinstance(value, str):
-        listed = _json_list(value)
-        if not (listed and all(isinstance(m, dict) and _role_key(m) for m in listed)):
-            return [{"role": speaker, "content": value}]
-        value = listed
-    return [_message(m) for m in (value if isinstance(value, list) else [value])]
-
-
-def _message(value: Any) -> Message:
-    key = _role_key(value) if isinstance(value, Mapping) else None
-    if key is None:
-        raise BadRow("not a message", f"{_short(value)} has no role and content")
-    if value.get("tool_calls") or value.get("function_call"):
-        raise BadRow("tool calls are not read", _short(value))
-    role, content = value[key], value["content" if key == "role" else "value"]
-    role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise BadRow("unknown role", f"{role!r}; known are {', '.join(ROLES)}")
-    return {"role": role, "content": _text(content, str(role))}
-
-
-def _role_key(message: Mapping[str, Any]) -> str | None:
-    keys = (("role", "content"), ("from", "value"))
-    return next((key for key, text in keys if key in message and text in message), None)
 
 
 def _from_messages(row: Mapping[str, Any]) -> list[Message]:
@@ -98,16 +62,16 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> list[Message]:
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> list[Message]:
-    return [*_alpaca_prompt(row), {"role": "assistant", "content": _text(_filled(row, "output"), "output")}]
+    return [*_alpaca_prompt(row), {"role": "assistant", "content": text_of(_filled(row, "output"), "output")}]
 
 
 def _alpaca_prompt(row: Mapping[str, Any]) -> list[Message]:
-    asked = [_text(row.get(key) or "", key) for key in ("instruction", "input")]
+    asked = [text_of(row.get(key) or "", key) for key in ("instruction", "input")]
     history = row.get("history") or []
     if isinstance(history, str):
-        history = _json_list(history)
+        history = json_list(history)
     if not isinstance(history, list) or not all(isinstance(past, list) and len(past) == 2 for past in history):
-        raise BadRow("history is not a list of [question, answer]", _short(row.get("history")))
+        raise BadRow("history is not a list of [question, answer]", short(row.get("history")))
     past = [turns(text, speaker) for pair in history for text, speaker in zip(pair, ("user", "assistant"), strict=True)]
     return [m for turn in past for m in turn] + [{"role": "user", "content": "\n".join(filter(str.strip, asked))}]
 
@@ -153,7 +117,7 @@ def _joined(asked: list[Message], before: list[Message]) -> list[Message]:
     said = [m for m in (*asked, *before) if m["role"] == "system"][:1]
     asked, before = ([m for m in messages if m["role"] != "system"] for messages in (asked, before))
     if before[: len(asked)] != asked:
-        raise BadRow("chosen does not begin with the prompt", _short(before[0]["content"] if before else ""))
+        raise BadRow("chosen does not begin with the prompt", short(before[0]["content"] if before else ""))
     return said + before
 
 
@@ -169,9 +133,9 @@ def _answer(conversation: list[Message], column: str) -> tuple[list[Message], st
 def normalise(value: Any, kind: Kind, shape: Format = Format.auto) -> Row:
     """The canonical row of one record; raises BadRow."""
     if not isinstance(value, Mapping):
-        raise BadRow("not a mapping", f"found {type(value).__name__} {_short(value)}")
+        raise BadRow("not a mapping", f"found {type(value).__name__} {short(value)}")
     if value.get("tools") not in (None, "", "[]", []):
-        raise BadRow("tool calls are not read", f"tools is {_short(value['tools'])}")
+        raise BadRow("tool calls are not read", f"tools is {short(value['tools'])}")
     row: Row
     if kind is Kind.pairs:
         require(value, PAIR)
@@ -179,19 +143,31 @@ def normalise(value: Any, kind: Kind, shape: Format = Format.auto) -> Row:
         _check(prompt, (chosen, rejected))
         row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         if chosen.strip() == rejected.strip():
-            raise BadRow("chosen equals rejected", _short(chosen))
+            raise BadRow("chosen equals rejected", short(chosen))
         if value.get("margin") not in (None, ""):
             row["margin"] = _number(value["margin"], "margin")
     else:
+        value = _unanswered(value) if kind is Kind.questions else value
         *prompt, last = _with_system(value, _shape_of(value, shape).read(value)) or [{"role": "nobody", "content": ""}]
         if last["role"] != "assistant":
             raise BadRow("does not end with assistant", f"ends with {last['role']}")
-        _check(prompt, (last["content"],))
+        _check(prompt, () if kind is Kind.questions else (last["content"],))
         row = {"messages": [*prompt, last]} if kind is Kind.chats else {"prompt": prompt, "answer": last["content"]}
     try:
         return {"id": digest(row), **row}
     except UnicodeEncodeError as error:
         raise BadRow("not valid Unicode", "holds half of a surrogate pair; write the text again as UTF-8") from error
+
+
+def _unanswered(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With an empty answer where a question has none."""
+    for asked, said in (("instruction", "output"), ("prompt", "completion")):
+        if asked in row and row.get(said) is None:
+            return {**row, said: ""}
+    for column, shape in (("messages", Format.messages), ("conversations", Format.sharegpt)):
+        if column in row and (talk := SHAPES[shape].read(row)) and talk[-1]["role"] == "user":
+            return {**row, column: [*talk, {"role": "assistant", "content": ""}]}
+    return row
 
 
 def digest(content: Any) -> str:
@@ -239,10 +215,10 @@ def _check(prompt: list[Message], answers: Iterable[str]) -> None:
     spoken = prompt[1:] if prompt and prompt[0]["role"] == "system" else prompt
     if not spoken:
         raise BadRow("empty prompt", "no user turn before the answer")
-    for i, message in enumerate(spoken):
-        if message["role"] != ROLES[1 + i % 2]:
-            raise BadRow("roles do not alternate", f"turn {i + 1} is {message['role']}, expected {ROLES[1 + i % 2]}")
-        if not message["content"].strip():
+    for i, turn in enumerate(spoken):
+        if turn["role"] != ROLES[1 + i % 2]:
+            raise BadRow("roles do not alternate", f"turn {i + 1} is {turn['role']}, expected {ROLES[1 + i % 2]}")
+        if not turn["content"].strip():
             raise BadRow(("empty prompt", "empty answer")[i % 2], f"turn {i + 1}")
     if len(spoken) % 2 == 0:
         raise BadRow("roles do not alternate", "the prompt ends with assistant, expected user")
@@ -255,24 +231,10 @@ def _filled(row: Mapping[str, Any], column: str) -> Any:
 
 
 def _listed(row: Mapping[str, Any], column: str) -> list[Message]:
-    value = _json_list(row[column]) if isinstance(row[column], str) else row[column]
+    value = json_list(row[column]) if isinstance(row[column], str) else row[column]
     if not isinstance(value, list):
-        raise BadRow(f"{column} is not a list", f"found {_short(row[column])}")
-    return [_message(m) for m in value]
-
-
-def _json_list(text: str) -> list[Any] | None:
-    try:
-        value = json.loads(text) if text.lstrip().startswith("[") else None
-    except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, list) else None
-
-
-def _text(value: Any, of: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow("content is not text", f"{of} is {type(value).__name__}")
-    return value
+        raise BadRow(f"{column} is not a list", f"found {short(row[column])}")
+    return [message(m) for m in value]
 
 
 def _number(value: Any, of: str) -> float:
@@ -281,13 +243,8 @@ def _number(value: Any, of: str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise BadRow(f"{of} is not a number", _short(value))
+        raise BadRow(f"{of} is not a number", short(value))
     return number
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def read_split(folder: Path, split: str) -> Iterator[Row]:

@@ -55,6 +55,18 @@ def test_every_choice_composes(place: Path, tmp_path: Path) -> None:
     compose.compose(flow, schema, [f"{seat}={choice}", *needs.get(f"{group}/{choice}", [])])
 
 
+def test_what_two_flows_call_alike_is_each_ones_own() -> None:
+    same = [compose.compose("rlhf", RLHF, [f"debug={name}"]) for name in ("smoke", "rlhf/smoke")]
+    assert same[0] == same[1]
+    assert same[0].ppo.updates == 2
+    assert compose.compose("sft_then_dpo", SFTThenDPO, ["debug=smoke"]).dpo.args["max_steps"] > 0
+
+
+def test_an_address_needs_no_quotes() -> None:
+    asked = "ppo.rewards.mine.source=http://localhost:8000/score?v=2&w=1"
+    assert compose.compose("rlhf", RLHF, [asked]).ppo.rewards["mine"].source == asked.partition("=")[2]
+
+
 def test_a_misspelled_key_names_the_nearest() -> None:
     assert wrong("sft.lora.rnk=8") == ["sft.lora.rnk: no such key. Did you mean sft.lora.rank?"]
 
@@ -161,7 +173,7 @@ def test_the_choices_of_a_flow_are_the_files_of_its_groups() -> None:
     assert found["quantize"][0] == "q8_0"
     assert "q4_k_m" in found["quantize"][1]
     assert found["debug"] == ("none", ["none", "smoke"])
-    assert found["preprocess@chats"][1] == ["tickets_chats", "tickets_questions"]
+    assert found["preprocess@chats"][1] == ["tickets_chats"]
     assert compose.choices("rlhf")["debug"] == ("none", ["none", "rlhf/smoke"])  # of that flow alone
     assert found["preprocess@general"][1] == ["general_prompts", "tickets_prompts"]
 

@@ -105,3 +105,11 @@ def test_card_report_and_screen_say_it(told: Story, tmp_path: Path) -> None:
     road = stories.told(told.store)
     road.manifests[1:1] = told.manifests
     assert f"* {sentence}" in card.text(road, card.Origin(), usage.Beside()).split("## Limitations")[1]
+
+
+def test_what_rewards_were_worth_is_told_with_its_interval_and_the_answers(tmp_path: Path) -> None:
+    metrics = {"eval_before": 0.1, "eval_after": 0.6, "eval_gain": 0.5, "eval_gain_low": 0.2, "eval_gain_high": 0.8}
+    made = stories.manifest(tmp_path, "ppo", "Model", 31, metrics={**metrics, "kl": 1.25})
+    (said,) = remarks.rewarded(Story(tmp_path, [made]), {})
+    assert said.startswith("on held-out questions 0.100 -> 0.600, +0.500 [+0.200, +0.800], 1.25 nats per answer away")
+    assert said.endswith("answers.md")

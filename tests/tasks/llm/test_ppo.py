@@ -192,6 +192,12 @@ def test_problems_name_the_knob_and_what_to_give() -> None:
     said = list(Algorithm(batch_size=32, minibatch_size=12, lam=1.5, learning_rate=0).problems())
     assert said[0] == "minibatch_size=12 does not divide batch_size=32: use 8."
     assert list(Algorithm(answers_per_prompt=6).problems()) == [
-        "answers_per_prompt=6 does not divide minibatch_size=16: use 4."
+        "answers_per_prompt=6 does not divide batch_size=32: use 4."
+    ]
+    assert list(Algorithm(answers_per_prompt=4, minibatch_size=2).problems()) == [
+        "minibatch_size=2 cuts answers_per_prompt=4 apart: use 4."
+    ]
+    assert list(Algorithm(batch_size=30, answers_per_prompt=3).problems()) == [
+        "minibatch_size=16 does not divide batch_size=30: use 15."
     ]
     assert any(one.startswith("lam is 1.5") for one in said) and any("learning_rate is 0" in one for one in said)

@@ -226,6 +226,7 @@ def test_a_token_that_no_header_can_hold_is_not_quoted(bank: Bank, monkeypatch: 
         ("http://me:s3cret@host/", "holds a user or a password"),
         ("http://s3cret@host/", "holds a user or a password"),
         ("http://:s3cret@host/", "holds a user or a password"),
+        ("http://host/score?v=2&api_key=s3cret", "holds api_key=, and a config is no place for secrets"),
     ],
 )
 def test_an_address_is_looked_at_before_the_run(url: str, told: str) -> None:

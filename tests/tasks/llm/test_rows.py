@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tasks.llm.rows import BadRow, Format, Kind, normalise
+from tasks.llm.messages import BadRow
+from tasks.llm.rows import Format, Kind, normalise
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASK = {"role": "user", "content": "2+2?"}
@@ -210,3 +211,30 @@ def test_a_pair_that_does_not_fit_has_a_reason(row: Any, expected: str) -> None:
 def test_a_forced_format_names_the_columns_it_misses() -> None:
     with pytest.raises(BadRow, match="'instruction', 'output'; found 'prompt', 'completion'"):
         normalise({"prompt": "a", "completion": "b"}, Kind.chats, Format.alpaca)
+
+
+ASKED = [{"role": "user", "content": "Why?"}]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"prompt": "Why?"},
+        {"prompt": ASKED, "completion": None},
+        {"instruction": "Why?", "output": ""},
+        {"messages": ASKED},
+        {"conversations": [{"from": "human", "value": "Why?"}]},
+    ],
+)
+def test_a_question_needs_no_answer(value: dict[str, Any]) -> None:
+    row = normalise(value, Kind.questions)
+    assert (row["prompt"], row["answer"]) == (ASKED, "")
+    with pytest.raises(BadRow):
+        normalise(value, Kind.prompts)
+
+
+def test_a_question_keeps_its_answer() -> None:
+    given = {"prompt": "Why?", "completion": "Because."}
+    assert normalise(given, Kind.questions) == normalise(given, Kind.prompts)
+    with pytest.raises(BadRow, match="empty prompt"):
+        normalise({"prompt": ""}, Kind.questions)
