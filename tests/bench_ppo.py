@@ -1,7 +1,7 @@
 """Samples per second of our PPO beside the last PPO that TRL shipped, and where the time goes.
 
     pip install --no-deps --target FOLDER trl==1.12.0
-    python -m tests.bench_ppo MODEL [--trl FOLDER] [--adapter POLICY] [--rounds N]
+    python -m tests.bench_ppo MODEL [--trl FOLDER] [--adapter POLICY] [--rounds N] [--sizes 4 8 16]
 
 Both draw the same number of tokens for the same prompts, the first of the bundled questions, and learn from them with
 one optimizer step per epoch. Nobody has a stop token, so every answer has its full length. Policies are LoRA adapters
@@ -197,7 +197,7 @@ def theirs(scratch: Path, given: argparse.Namespace, critic: str, draws: int, le
 def best(scratch: Path, given: argparse.Namespace) -> tuple[int, int]:
     """How many sequences at once are fastest for TRL, to draw and to learn."""
     draws, learns = {}, {}
-    for size in (size for size in SIZES if given.batch % size == 0):
+    for size in (size for size in given.sizes if given.batch % size == 0):
         with theirs(scratch, given, "full", size, size) as side:
             told = side.update()
         draws[size], learns[size] = told["all"] - told["learning"], told["learning"]
@@ -246,4 +246,5 @@ if __name__ == "__main__":
         parser.add_argument("--adapter", type=Path, help="an adapter on the model, to be continued")
         for knob, default in (("rounds", 5), ("batch", 16), ("tokens", 48), ("epochs", 4)):
             parser.add_argument(f"--{knob}", type=int, default=default)
+        parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="to try for TRL, sequences at once")
         main(parser.parse_args())

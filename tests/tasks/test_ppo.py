@@ -78,6 +78,20 @@ def test_an_adapter_is_gone_on_with_and_its_frozen_copy_is_the_reference(
     assert json.loads((run.out / "stands_on.json").read_text()) == {"base": "ba5e"}
 
 
+def test_questions_need_no_answer_where_no_reward_compares_with_one(
+    base: Model, questions: Dataset, tmp_path: Path
+) -> None:
+    asked = [{"id": str(n), "prompt": row["messages"][:-1], "answer": ""} for n, row in enumerate(hand.chats())]
+    bare = hand.dataset(tmp_path / "asked", asked, asked[:2])
+    one, other = hand.run(tmp_path / "one"), hand.run(tmp_path / "other")
+    of_length = config(updates=1, rewards={"length": Reward(target=6)})
+    ppo.body(one, of_length, base, bare)
+    ppo.body(other, of_length, base, questions)
+    assert hand.content(one.out) == hand.content(other.out)
+    with pytest.raises(ValueError, match=r"rewards.exact_match compares with the wanted answer, which is not a text"):
+        ppo.body(hand.run(tmp_path / "third"), config(), base, bare)
+
+
 def test_every_weight_of_an_adapter_cannot_be_trained(base: Model, questions: Dataset, tmp_path: Path) -> None:
     first = hand.adapter(tmp_path / "first", base)
     with pytest.raises(ValueError, match=r"ppo.method=full has no weights of its own: merge it first"):
