@@ -110,4 +110,4 @@ def test_knobs_that_an_adapter_of_sft_makes_void_are_good_without_it() -> None:
 
 def test_rows_of_the_wrong_kind_are_refused() -> None:
     (problem,) = problems("preprocess@questions=tickets_judged")
-    assert problem.startswith("questions.kind is pairs, and this road needs chats there")
+    assert problem.startswith("questions.kind is pairs, and this road needs questions there")
