@@ -161,7 +161,8 @@ def slightly_wrong(dice: Dice, ticket: Ticket) -> Ticket:
 def as_long(dice: Dice, bank: Bank, ticket: Ticket, size: int) -> list[Ticket]:
     """So many tickets, if there are as many, with something wrong in them that their length does not tell. Where a
     word is longer than the right one, a flag makes up for it: true is shorter than false. Most take understanding to
-    tell from the right one, in half of the messages one was copied badly."""
+    tell from the right one, in half of the messages one was copied badly. Flags are wrongly off as often as wrongly on
+    (those with the fewest on come first: most messages have none), or a judge learns what is rare instead."""
     flags = ("urgent", "refund")
     misread = [{"category": c} for c in CATEGORIES]
     misread += [{"category": c, flag: not ticket[flag]} for c in CATEGORIES for flag in flags]
@@ -173,6 +174,7 @@ def as_long(dice: Dice, bank: Bank, ticket: Ticket, size: int) -> list[Ticket]:
         dice.shuffled([wrong for change in kind if _differs_unseen(ticket, wrong := ticket | change)])
         for kind in (misread, miscopied)
     )
+    subtle.sort(key=lambda wrong: wrong["urgent"] + wrong["refund"])
     return [*subtle[: size - dice.chance(0.5)], *plain][:size]
 
 
