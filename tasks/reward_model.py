@@ -96,6 +96,8 @@ def build_trainer(
     model = reward_models.begun(policy.path, policy.base.path, weights, tokenizer.pad_token_id)
     if not full:
         model = training.adapt(model, cfg.lora, cfg.seed, head=reward_models.HEAD)
+    if precision == "bf16":
+        training.multiply_in_bf16(model)
     return reward_training.trainer(
         model=model,
         args=training.arguments(
@@ -106,7 +108,7 @@ def build_trainer(
             at_once=training.rows_at_once(
                 cfg.batch_size, micro_batch, sequences_per_row=prompts / len(train), ranks=ranks
             ),
-            autocast=full and precision == "bf16",
+            autocast=precision == "bf16",
             seed=cfg.seed,
             ranks=ranks,
         ),

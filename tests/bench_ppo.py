@@ -157,7 +157,7 @@ def ours(work: Work, name: str) -> None:
     from tasks.llm.rollouts import Sampling
     from tasks.llm.training import LoRA
     from tasks.ppo import PPOConfig, Scorer, begun
-    from tasks.runtime import RewardModel
+    from tasks.runtime import RewardModel, devices
     from tests import hand
 
     knobs = dict(OURS[name])
@@ -181,11 +181,12 @@ def ours(work: Work, name: str) -> None:
     trainer.sampler.stops = ()
     for part, cause in zip(("sampler", "scores", "_look", "_learn"), PARTS, strict=True):
         worker.watch(trainer, part, cause)
-    for number in range(cfg.updates):
-        worker.wait()
-        told = trainer.update(number)
-        assert told["length"] == work.tokens, told["length"]
-        worker.tell()
+    with devices.memory_at_hand():  # as every stage has it
+        for number in range(cfg.updates):
+            worker.wait()
+            told = trainer.update(number)
+            assert told["length"] == work.tokens, told["length"]
+            worker.tell()
 
 
 def theirs(scratch: Path, given: argparse.Namespace, critic: str, draws: int, learns: int) -> Side:

@@ -48,12 +48,15 @@ class Actor:
         return self.policy.device
 
     def __call__(self, given: Forks, entropy: bool = False) -> Said:
+        import torch
+
         logits, hidden = _predict(self.policy, given)
         if self.trunk is not None:
             hidden = given.foretelling(self.trunk(**given.inputs()).last_hidden_state)
         logits = logits.float() / self.temperature
         log_probs = losses.policy_log_probs(logits, given.answers) * given.mask
-        values = self.head(hidden.float()).squeeze(-1) * given.mask
+        with torch.autocast(self.device.type, enabled=False):  # a value of 3 in bf16 would come in steps of 1/64
+            values = self.head(hidden.float()).squeeze(-1) * given.mask
         return Said(log_probs, values, losses.entropy(logits) * given.mask if entropy else None)
 
     def trained(self) -> dict[str, Any]:
@@ -144,18 +147,22 @@ class Opening:
     def _trained(self) -> Any:
         model = self._model()
         fresh = not (self.full or models.is_adapter(self.policy))
-        return (training.adapt(model, self.lora, self.seed) if fresh else model).eval()
+        return self._mixing(training.adapt(model, self.lora, self.seed) if fresh else model).eval()
 
     def _model(self) -> Any:
         """All alike, so that before its first step the policy is its reference to the last bit."""
-        return models.load(self.policy, self.base, "fp32" if self.full else self.precision, trainable=True)
+        return self._mixing(
+            models.load(self.policy, self.base, "fp32" if self.full else self.precision, trainable=True)
+        )
+
+    def _mixing(self, model: Any) -> Any:
+        return training.multiply_in_bf16(model) if self.precision == "bf16" else model
 
     def mixed(self) -> AbstractContextManager[Any]:
-        """fp32 weights under bf16 arithmetic, where every weight is trained."""
+        """fp32 weights, of an adapter or of a whole model, under bf16 arithmetic."""
         import torch
 
-        on = self.full and self.precision == "bf16"
-        return torch.autocast(models.best_device(), torch.bfloat16, enabled=on)
+        return torch.autocast(models.best_device(), torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def _share(one: Any, other: Any) -> None:

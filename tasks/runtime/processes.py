@@ -7,7 +7,6 @@ JSON (child.py).
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.runtime import keys, ranks
+from tasks.runtime import devices, keys, ranks
 from tasks.runtime.stopping import Stop
 from tasks.runtime.store import Store
 
@@ -75,9 +74,8 @@ def execute(job: Job, store: Store, report: Report, stop: Stop, rank: int = 0) -
         ranks=job.get("ranks", 1),
     )
     config = keys.restore(getattr(module, job["name"]).config, job["config"])
-    with stop.body():
+    with devices.memory_at_hand(), stop.body():
         metrics = body(run, config, *(_local(value, store) for value in job["inputs"])) or {}
-    gc.collect()  # models and trainers hold each other; the next stage wants their memory
     return {name: float(value) for name, value in metrics.items()}
 
 
