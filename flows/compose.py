@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import math
 import re
 import threading
 import typing
@@ -24,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tasks.llm import knobs
+from flows import checks
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _LOCK = threading.Lock()
@@ -114,8 +113,8 @@ class _Composer:
                 return ConfigError([f"{line}: {_NO_SECRETS}" for line in lines])
             config = OmegaConf.to_object(node)
         except _MISTAKES as error:
-            return ConfigError(self._every_mistake(overrides, error))
-        problems = list(_checked(config))
+            return ConfigError([*self._every_mistake(overrides, error), *self._besides(overrides)])
+        problems = list(checks.problems(config))
         return ConfigError(problems) if problems else config
 
     def _node(self, overrides: list[str]) -> Any:
@@ -159,6 +158,20 @@ class _Composer:
                     self.told[override] = explain(self.schema, error, override)
         found = [self.told[override] for override in overrides if self.told[override]]
         return found or [explain(self.schema, first, "")]
+
+    def _besides(self, overrides: list[str]) -> list[str]:
+        """Problems of the stages that no mistake can be about, to be told with the mistakes."""
+        wrong = [override for override in overrides if self.told[override]]
+        about = {re.split(r"[.=]", override.lstrip("+~").rpartition("@")[2])[0] for override in wrong}
+        seats = {item.name for item in dataclasses.fields(self.schema)}
+        if not about or not about <= seats:
+            return []
+        try:
+            config = OmegaConf.to_object(self._node([override for override in overrides if override not in wrong]))
+        except _MISTAKES:
+            return []
+        stages = {name: getattr(config, name) for name in sorted(seats - about)}
+        return [p for name, of in stages.items() if dataclasses.is_dataclass(of) for p in checks.problems(of, name)]
 
 
 def _compose(name: str, overrides: list[str], search: list[str]) -> Any:
@@ -232,43 +245,6 @@ def _keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _groups() -> list[str]:
     return sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "__pycache__")
-
-
-def _checked(config: Any, path: str = "") -> Iterator[str]:
-    """The problems of every dataclass in the tree, under the name a person would type."""
-    names = {item.name for item in dataclasses.fields(config)}
-    said = list(config.problems()) if hasattr(config, "problems") else []
-    for problem in [
-        *said,
-        *_endless(config, said),
-    ]:  # "path=x is ..." reads on from the stage's name, a sentence does not
-        reads_on = re.match(r"\w*", problem)[0] in names  # type: ignore[index]
-        yield f"{path}{'.' if reads_on else ': '}{problem}" if path else problem
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from _checked(value, f"{path}.{item.name}" if path else item.name)
-
-
-def _endless(config: Any, said: list[str]) -> Iterator[str]:
-    """Each inf and nan among a dataclass's own values that its `problems` let pass: no key can hold one."""
-    for item in dataclasses.fields(config):
-        for place, value in _numbers(getattr(config, item.name), item.name):
-            if not math.isfinite(value) and not any(
-                problem.startswith((f"{place} is ", f"{place}=")) for problem in said
-            ):
-                likely = knobs.POSITIVE.get(place.removeprefix("args."), item.default)
-                usual = isinstance(likely, float) and math.isfinite(likely)
-                yield f"{place} is {value}; give a finite number{f' such as {likely:g}' if usual else ''}."
-
-
-def _numbers(value: Any, place: str) -> Iterator[tuple[str, float]]:
-    """Every float in lists and mappings, with the name a person would type."""
-    if isinstance(value, float):
-        yield place, value
-    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
-    for name, part in parts:
-        yield from _numbers(part, f"{place}.{name}" if isinstance(value, dict) else f"{place}[{name}]")
 
 
 def dashed(schema: type, argv: list[str]) -> list[str]:

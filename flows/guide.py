@@ -33,7 +33,7 @@ def text(drawing: Callable[..., Any], schema: type) -> str:
 
 
 def _knobs(config: Any, prefix: str) -> Iterator[str]:
-    words = documented(type(config))
+    words, kinds = documented(type(config)), typing.get_type_hints(type(config))
     for item in dataclasses.fields(config):
         value, key = getattr(config, item.name), prefix + item.name
         if dataclasses.is_dataclass(value):
@@ -42,6 +42,9 @@ def _knobs(config: Any, prefix: str) -> Iterator[str]:
             yield f"  {key} = {keys.plain(value)}"
             if words.get(item.name):
                 yield textwrap.fill(words[item.name], 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            for kind in typing.get_args(kinds[item.name]):
+                if isinstance(value, dict) and dataclasses.is_dataclass(kind):  # entries of any name
+                    yield from _knobs(typing.cast(type, kind)(), f"{key}.NAME.")
 
 
 def documented(config: type) -> dict[str, str]:

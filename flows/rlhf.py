@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from flows import legs
+from flows import legs, rehearsal
 from flows.launch import Road, launch
 from tasks.compare import CompareConfig
 from tasks.convert import ConvertConfig
@@ -70,6 +70,7 @@ def rlhf(cfg: RLHF) -> Comparison:
     pairs = preprocess(cfg.pairs) if cfg.reward_model else None
     questions, prompts = preprocess(cfg.questions), preprocess(cfg.prompts)
     general = preprocess(cfg.general) if cfg.general else None
+    rehearsal.of_rewards(rlhf, cfg, questions)
     base = download(cfg.download)
     tuned = legs.tuned(cfg, base, chats)
     judge = reward_model(cfg.reward_model, tuned, pairs) if cfg.reward_model and pairs else None

@@ -30,7 +30,8 @@ TEMPORARY = "POSTTRAIN_TEMPORARY_SERVER"
 def prefect_server(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
     """Prepare the process, and see that there is a Prefect server while the context is open.
 
-    Yields what waits until the server answers: it boots while the heavy libraries are imported.
+    Yields what waits until the server answers: it boots while the heavy libraries are imported. Where it never does,
+    the process ends with words on what to do.
     """
     prepare_environment(runtime)
     if "PREFECT_API_URL" in os.environ:
@@ -69,8 +70,10 @@ def prefect_server(runtime: RuntimeConfig) -> Iterator[Callable[[], None]]:
 def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + _PATIENCE
     while not answers(f"{url}/health"):
-        if server.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"Prefect's server does not start; its log: {log}")
+        if (code := server.poll()) is not None or time.monotonic() > until:
+            became = f"did not answer within {_PATIENCE:.0f} s" if code is None else f"ended with code {code}"
+            way = "Run again when the machine is less busy, or leave `prefect server start` running: it is used then"
+            raise SystemExit(f"The Prefect server of this run {became}. {way}. What it said: {log}")
         time.sleep(0.05)
 
 

@@ -8,7 +8,7 @@ what it was shown.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ def ppo(
     opening = actor.Opening(
         policy.path, policy.base.path, full, cfg.lora, cfg.critic, precision, cfg.sampling.temperature, cfg.seed
     )
-    scorer = Scorer(cfg.rewards, tokenizer, judge, precision)
+    scorer = Scorer(cfg.rewards, tokenizer, judge, precision, run.say)
     acting, reference = opening()
     trainer = begun(cfg, opening, acting, reference, scorer, tokenizer, train, run.micro_batch)
     exam = ppo_exam.Exam(
@@ -86,6 +86,7 @@ class Scorer:
     tokenizer: Any
     judge: RewardModel | None
     precision: str
+    say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
         from tasks.llm import reward_models
@@ -94,7 +95,7 @@ class Scorer:
         if self.judge and rewards.of_model(self.rewards):
             told = reward_models.Judge(self.judge.path, self.precision, at_once=16)
             model = lambda asked: told([(one.prompt, one.answer) for one in asked])  # noqa: E731
-        self.components = rewards.scorers(self.rewards, model)
+        self.components = rewards.scorers(self.rewards, model, self.say)
 
     def __call__(
         self, rows: Sequence[dict[str, Any]], said: Sequence[tuple[str, int, bool]]

@@ -139,6 +139,8 @@ def trouble(run: Run, cfg: TroubleConfig) -> dict[str, float]:
         raise ValueError("The knob is wrong: turn it.")
     if cfg.how == "network":
         raise TimeoutError("The hub does not answer: try again.")
+    if cfg.how == "slow":
+        run.say("The server is asked again.")
     if cfg.how == "memory":
         left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         count(cfg.tally, str(left.pid))

@@ -41,6 +41,8 @@ def draw(story: Story, place: Path) -> bool:
                 )
             if len(shown) > 1:
                 axes.legend()
+            if unit == "reward" and (off := manifest["config"].get("missing_eos_penalty")):
+                title += f", {off:g} off where cut"
             axes.set(title=title, xlabel=f"update of {story.called(manifest['stage'])}", ylabel=unit)
             style.from_zero(axes)
             axes.xaxis.get_major_locator().set_params(integer=True)

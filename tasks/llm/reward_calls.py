@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tasks.llm.reward_code import told
 from tasks.llm.reward_server import ServerError, hidden
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def score_of(name: str, origin: str, function: Callable[..., Any], asked: Sequen
     except ServerError:
         raise
     except Exception as error:
-        raise RewardError(f"rewards.{name}: {origin} stopped with {type(error).__name__}: {error}") from error
+        raise RewardError(f"rewards.{name}: {origin} stopped with {told(error, origin)}") from error
     return _checked(given, len(asked), f"rewards.{name}: {origin}")
 
 

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,9 +92,17 @@ def load(named: str) -> Callable[..., Any]:
     try:
         module = _run(place) if where.endswith(".py") else importlib.import_module(where)
     except Exception as error:
-        raise CodeError(f"{named} cannot be imported: {type(error).__name__}: {error}") from error
+        raise CodeError(f"{named} cannot be imported: {told(error, named)}") from error
     found: Callable[..., Any] = getattr(module, function)
     return found
+
+
+def told(error: Exception, named: str) -> str:
+    """What an error says, and the line of the user's file in which it happened."""
+    place = source_file(named)[0].resolve()
+    at = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == place]
+    where = f" (line {at[-1].lineno}: {at[-1].line})" if at else ""
+    return f"{type(error).__name__}: {error}{where}"
 
 
 def _run(place: Path) -> Any:

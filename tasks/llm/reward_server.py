@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import count
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qsl, urlsplit
@@ -53,7 +54,7 @@ def unfit(url: str) -> str:
     return "" if named else "names no server; give a URL such as http://localhost:8000/score"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Server:
     """Asks for scores; called as a user's own function would be.
 
@@ -66,18 +67,31 @@ class Server:
     """Seconds without a sign of the server."""
     retries: int
     wait: Callable[[float], None] = time.sleep
+    say: Callable[[str], None] = lambda text: None
+    """Told when trouble begins: once, until the server answers at the first asking again."""
+    troubled: bool = False
 
     def __call__(self, prompts: Sequence[Any], answers: Sequence[str], wanted: Sequence[str]) -> Any:
         """The value under `scores`. Raises ServerError."""
         body = json.dumps({"prompts": prompts, "answers": answers, "wanted": wanted}).encode()
-        for attempt in range(self.retries + 1):
-            if attempt:
-                self.wait(min(2.0 ** (attempt - 1), _LONGEST_PAUSE))
+        for attempt in count():
             try:
-                return self._scores(self._post(body))
-            except _Passing as error:
-                said = error
-        raise ServerError(f"{self.url} {said} ({self.retries + 1} attempts). See to the server, then start again.")
+                scores = self._scores(self._post(body))
+                self.troubled = attempt > 0
+                return scores
+            except _Passing as said:
+                if attempt == self.retries:
+                    attempts = f" ({attempt + 1} attempts)" if attempt else ""
+                    raise ServerError(f"{self.url} {said}{attempts}. {said.remedy}, then start again.") from None
+                self._pause(attempt, said)
+
+    def _pause(self, attempt: int, said: _Passing) -> None:
+        pauses = [min(2.0**n, _LONGEST_PAUSE) for n in range(self.retries)]
+        if not self.troubled:
+            self.troubled, again = True, "once more" if self.retries == 1 else f"up to {self.retries} times more"
+            patience = f"with {sum(pauses):g} s of pauses and up to {self.timeout:g} s for each answer"
+            self.say(f"{self.url} {said}. It is asked {again}, {patience}; then the run ends.")
+        self.wait(pauses[attempt])
 
     def _post(self, body: bytes) -> bytes:
         token = _token()
@@ -95,7 +109,7 @@ class Server:
         except TimeoutError:
             raise _Passing(f"did not answer within {self.timeout:g} s") from None
         except (OSError, HTTPException) as error:
-            raise _Passing(f"cannot be reached: {getattr(error, 'reason', None) or error!r}") from None
+            raise _Absent(f"cannot be reached: {getattr(error, 'reason', None) or repr(error)}") from None
 
     def _scores(self, content: bytes) -> Any:
         try:
@@ -107,6 +121,12 @@ class Server:
 
 class _Passing(Exception):
     """What may be over in a moment."""
+
+    remedy = "See to the server"
+
+
+class _Absent(_Passing):
+    remedy = "Start the server or mend its address"
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

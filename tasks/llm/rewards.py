@@ -181,19 +181,24 @@ def _origin_identity(reward: Reward, name: str) -> dict[str, Any]:
     return {"reward": origin, **of_it.get(origin, {})}
 
 
-def scorers(rewards: dict[str, Reward], model: Scorer | None) -> dict[str, Scorer]:
-    """Every component with a weight, opened: a user's file is run, a server is not asked yet."""
-    return {name: _opened(name, reward, model) for name, reward in _weighed(rewards).items()}
+def scorers(
+    rewards: dict[str, Reward], model: Scorer | None, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Scorer]:
+    """Every component with a weight, opened: a user's file is run, a server is not asked yet. `say`: told of servers
+    that are waited for."""
+    return {name: _opened(name, reward, model, say) for name, reward in _weighed(rewards).items()}
 
 
-def _opened(name: str, reward: Reward, model: Scorer | None) -> Scorer:
+def _opened(name: str, reward: Reward, model: Scorer | None, say: Callable[[str], None]) -> Scorer:
     origin = reward.origin(name)
     if origin == MODEL:
         if model is None:
             raise RewardError(f"rewards.{name} asks the trained reward model, and there is none.")
         return model
     if reward.is_server():
-        server = reward_server.Server(origin, reward.timeout, reward.retries)
+        server = reward_server.Server(
+            origin, reward.timeout, reward.retries, say=lambda text: say(f"rewards.{name}: {text}")
+        )
         return partial(in_batches, partial(score_of, name, origin, server), reward.batch_size)
     if reward.is_code():
         return partial(score_of, name, origin, reward_code.load(origin))

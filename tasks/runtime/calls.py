@@ -226,6 +226,8 @@ class Call:
         if "metrics" in event:
             if attempt:
                 attempt.log(event["metrics"], event["step"])
+        elif "say" in event:
+            self.session.screen.say(f"{self.label}: {event['say']}")
         else:
             self.session.screen.advance(event["done"], event["total"], event["what"])
 

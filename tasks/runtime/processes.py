@@ -1,8 +1,8 @@
 """One body, two places to run it: this process, or children of its own that can be killed as a group.
 
 A job is JSON: the stage, its config, its inputs as references, the folders it may write. The child, of
-several ranks the first, appends events (metrics, progress) to a file that the parent follows, and leaves its result as
-JSON (child.py).
+several ranks the first, appends events (metrics, progress, words) to a file that the parent follows, and leaves its
+result as JSON (child.py).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class Run:
     """Kept across attempts until the stage is published: checkpoints live here."""
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None
     progress: Callable[[int, int, str], None] = lambda done, total, what: None
+    say: Callable[[str], None] = lambda text: None
+    """A line of its own for whoever watches: what is waited for, and until when."""
     stopping: Callable[[], bool] = lambda: False
     """Whether somebody asked for a stop: a body that asks between its steps may leave by itself, with any exception."""
     lineage: list[dict[str, Any]] = field(default_factory=list)
@@ -67,6 +69,7 @@ def execute(job: Job, store: Store, report: Report, stop: Stop, rank: int = 0) -
         **folders,
         log=lambda metrics, step: report({"metrics": metrics, "step": step}),
         progress=lambda done, total, what: report({"done": done, "total": total, "what": what}),
+        say=lambda text: report({"say": text}),
         stopping=stop.stopping,
         lineage=job["lineage"],
         micro_batch=job["micro_batch"],

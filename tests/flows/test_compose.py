@@ -87,6 +87,13 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(wrong("sft.batch_size=0", "reference.cutoff=1", "sft.args.seed=3")) == 3
 
 
+def test_a_mistake_is_told_with_the_problems_of_stages_it_cannot_be_about() -> None:
+    rank, batch = wrong("sft.lora.rnk=8", "sft.args.seed=3", "dpo.batch_size=0", "dpo.method=full")
+    assert rank.startswith("sft.lora.rnk: no such key") and batch.startswith("dpo.batch_size is 0")
+    (other,) = wrong("dwnload=local", "download.path=mine")
+    assert other.startswith("dwnload: no such key"), "what it would have mended is no problem"
+
+
 def test_a_knob_that_is_ours_says_where_it_is_set() -> None:
     (problem,) = wrong("sft.args.per_device_train_batch_size=4")
     assert "batch_size" in problem

@@ -7,7 +7,9 @@ from typing import Any
 
 from flows import guide
 from flows.compose import compose
+from flows.rlhf import RLHF, rlhf
 from flows.sft_then_dpo import SFTThenDPO, sft_then_dpo
+from tasks.llm.rewards import Reward
 
 
 def knobs(config: Any) -> list[tuple[type, str]]:
@@ -28,3 +30,9 @@ def test_help_shows_choices_defaults_and_words() -> None:
     assert "of full, lora" in text
     assert "sft.lora.rank = 16\n      Rank of A and B" in text
     assert text.startswith("SFT, then DPO")
+
+
+def test_help_shows_the_knobs_of_entries_that_have_any_name() -> None:
+    text = guide.text(rlhf, RLHF)
+    assert "ppo.rewards.NAME.retries = 5\n      Of a server: how often more" in text
+    assert all(guide.documented(Reward).values()) and "compare.gates.levels.NAME.kl_max" in text

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from flows import arrival, store, story, trials
+from flows import arrival, server, store, story, trials
 from flows.compose import compose
 from flows.launch import travel
 from flows.pictures import road
@@ -48,6 +50,22 @@ def test_an_mlflow_that_does_not_answer_is_told(
     with pytest.raises(Exception, match=r"127\.0\.0\.1"):
         travel(sft_then_dpo, compose("sft_then_dpo", SFTThenDPO, given), given)
     assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("does", "became"), [("exit(3)", "ended with code 3"), ("input()", "did not answer within 0 s")]
+)
+def test_a_prefect_server_that_does_not_come_up_is_told_in_words(
+    does: str, became: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_PATIENCE", 0.0)
+    with subprocess.Popen([sys.executable, "-c", does], stdin=subprocess.PIPE) as process:
+        if does == "exit(3)":
+            process.wait(60)
+        with pytest.raises(SystemExit) as told:
+            server._wait(process, "http://127.0.0.1:9/api", tmp_path / "server.log")
+        process.kill()
+    assert f"of this run {became}. Run again when" in str(told.value) and "server.log" in str(told.value)
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,9 @@ def test_ppo_has_a_panel_for_everything_that_is_watched(tmp_path: Path) -> None:
     assert place.name == "rollouts.svg" and drawn.count(">update of PPO<") == 8
     for label in ("in all", "model", "short", "policy", "critic", "generate", "score", "learn", "by themselves"):
         assert f">{label}<" in drawn
+    assert ">mean of an update's answers<" in drawn
+    (place,) = road.draw(Story(tmp_path, [made | {"config": {"missing_eos_penalty": 1.0}}]), tmp_path, "svg")
+    assert ">mean of an update's answers, 1 off where cut<" in place.read_text()
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])

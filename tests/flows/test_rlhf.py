@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import plan, store
+from flows import plan, rehearsal, store
 from flows.compose import ConfigError, compose
 from flows.launch import travel
 from flows.rlhf import RLHF, rlhf
@@ -49,11 +49,48 @@ def test_another_kl_runs_ppo_and_what_lies_below_it(tiny_model: Path, first: Pat
     assert roads.made(travelled(tiny_model, again, "ppo.kl.coef=0.3")) == below | {"evaluate retention of ppo"}
 
 
-def test_without_a_reward_model_a_function_rewards(tiny_model: Path, first: Path, tmp_path: Path) -> None:
+MINE = "def score(prompts, answers, wanted):\n    open({tally!r}, 'a').write('asked\\n')\n    return {returns}\n"
+
+
+def mine(folder: Path, returns: str) -> tuple[str, Path]:
+    """A reward of one's own, and the file in which it counts how often it was asked."""
+    place, tally = folder / "mine.py", folder / "tally"
+    place.write_text(MINE.format(tally=str(tally), returns=returns))
+    return f"ppo.rewards.mine.source={place}:score", tally
+
+
+def test_without_a_reward_model_a_function_rewards_and_a_cached_run_asks_nobody(
+    tiny_model: Path, first: Path, tmp_path: Path
+) -> None:
     again = Path(shutil.copytree(first, tmp_path / "again"))
-    assert "reward_model" not in travelled(tiny_model, again, *WITHOUT)
+    own, tally = mine(tmp_path, "[len(a) / 100 for a in answers]")
+    assert "reward_model" not in travelled(tiny_model, again, *WITHOUT, own)
+    asked = tally.read_text()
+    assert "reward_model" not in travelled(tiny_model, again, *WITHOUT, own, "evaluate.max_new_tokens=15")
+    assert tally.read_text() == asked
     (ppo,) = (p for p in (again / "store/manifests/ppo").glob("*.json") if "field_match" in p.read_text())
     assert "field_match" in json.dumps(json.loads(ppo.read_text())["fields"])
+
+
+def test_a_reward_that_would_end_ppo_ends_the_run_before_anything_is_loaded(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, tally = mine(tmp_path, "[1 / len(a) for a in answers]")
+    judge = "ppo.rewards.judge.source=http://127.0.0.1:9/score"
+    with pytest.raises(rehearsal.Unready) as error:
+        travelled(tiny_model, tmp_path / "root", own, judge, "ppo.rewards.model.weight=0")
+    assert "1. ppo.rewards.mine: " in str(error.value) and "(line 3: return [1 / len(a) for a" in str(error.value)
+    assert "2. ppo.rewards.judge: http://127.0.0.1:9/score cannot be reached" in str(error.value)
+    assert tally.read_text() == "asked\n"
+    assert [place.name for place in (tmp_path / "root/store/manifests").iterdir()] == ["preprocess"]
+    assert "reward_model=null leaves it out" in " ".join(capsys.readouterr().err.split())
+
+
+def test_rows_that_a_reward_cannot_compare_with_end_the_run_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"{n}?", "completion": "no JSON"}) + "\n" for n in range(8)))
+    with pytest.raises(rehearsal.Unready, match=r"ppo\.rewards\.field_match compares .* in 7 of 7 rows"):
+        travelled(tiny_model, tmp_path / "root", *WITHOUT, f"questions.path={rows}", "questions.eval_rows=1")
 
 
 def test_without_sft_an_earlier_runs_adapter_is_the_model_that_everything_begins_from(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.llm import reward_server, rewards
+from tasks.llm import reward_server, reward_trial, rewards
 from tasks.llm.reward_calls import RewardError
 from tasks.llm.reward_server import Server, ServerError
 from tasks.llm.rewards import Asked, Reward
@@ -121,6 +121,31 @@ def test_a_server_that_goes_on_stumbling_ends_it_with_its_words(bank: Bank) -> N
     assert str(error.value).count("x") == 189
 
 
+def test_who_is_waited_for_is_told_once_per_trouble(bank: Bank) -> None:
+    told: list[str] = []
+    server = Server(bank.url, 30, 2, wait=lambda pause: None, say=told.append)
+    troubles = [503, 503, 200, 503, 200, 200, 429, 200]  # asked again twice, once, not at all, once
+    for status in troubles:
+        bank.reply(status, "warming up" if status == 503 else '{"scores": [1]}')
+    for _ in range(4):
+        assert server([[]], ["a"], [""]) == [1]
+    assert len(bank.bodies) == len(troubles)
+    patience = "up to 2 times more, with 3 s of pauses and up to 30 s for each answer; then the run ends."
+    assert told[0] == f"{bank.url} answered 503: warming up. It is asked {patience}"
+    assert len(told) == 2 and "answered 429" in told[1]
+
+
+def test_before_the_run_a_server_is_asked_once_and_not_waited_for(bank: Bank) -> None:
+    judge = {"judge": Reward(source=bank.url, retries=5)}
+    assert list(reward_trial.problems(judge, [], "")) == [] and len(bank.bodies) == 1
+    bank.reply(503, "warming up")
+    (said,) = reward_trial.problems(judge, [], "")
+    assert said == f"rewards.judge: {bank.url} answered 503: warming up. See to the server, then start again."
+    assert len(bank.bodies) == 2
+    (said,) = reward_trial.problems({"judge": Reward(source="http://127.0.0.1:9")}, [], "")
+    assert "cannot be reached" in said and said.endswith("Start the server or mend its address, then start again.")
+
+
 @pytest.mark.parametrize(
     ("status", "remedy"),
     [
@@ -147,7 +172,7 @@ def test_a_server_that_is_not_there_is_named(bank: Bank) -> None:
     bank.slow = 5
     with pytest.raises(ServerError, match=rf"{bank.url} did not answer within 0.05 s \(2 attempts\)"):
         ask(bank, retries=1, timeout=0.05)
-    with pytest.raises(ServerError, match=r"http://127.0.0.1:9 cannot be reached: .*refused.* \(1 attempts\)"):
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:9 cannot be reached: .*refused.* Start the server"):
         Server("http://127.0.0.1:9", 30, 0)([], [], [])
 
 

@@ -65,6 +65,15 @@ def test_a_child_tells_metrics_and_progress_in_order(job: Callable[..., Job], st
     assert [event["done"] for event in events[1::2]] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("isolation", ["none", "process"])
+def test_what_a_body_says_is_a_line_on_the_screen(
+    opened: Open, isolation: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with opened(isolation=isolation):
+        toys.trouble(toys.TroubleConfig("slow"))
+    assert "  trouble: The server is asked again.\n" in capsys.readouterr().err
+
+
 def test_the_last_words_of_a_child_are_heard(
     job: Callable[..., Job], store: Store, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
