@@ -82,10 +82,10 @@ def compose_all(name: str, schema: type, trials: list[list[str]], search: list[s
     """The same for many lists of overrides, in a tenth of the time: a dataclass or a ConfigError for each."""
     register(name, schema)
     composer = _Composer(name, schema, search or [])
-    return [composer.config([_as_meant(name, override) for override in overrides]) for overrides in trials]
+    return [composer.config([as_meant(name, override) for override in overrides]) for overrides in trials]
 
 
-def _as_meant(name: str, override: str) -> str:
+def as_meant(name: str, override: str) -> str:
     """`debug=smoke` is the flow's own where it has one, and an address needs no quotes of Hydra's grammar."""
     key, _, value = override.partition("=")
     if re.fullmatch(r"https?://[^\s,'\"\[\]{}$]+", value):

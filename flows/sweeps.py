@@ -30,7 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from flows import search
-from flows.compose import CONF, ConfigError, compose_all, explain, register
+from flows.compose import CONF, ConfigError, as_meant, compose_all, explain, register
 
 Drawing = Callable[[Any], Any]
 Turned = dict[str, str]
@@ -39,6 +39,7 @@ Turned = dict[str, str]
 
 def through_hydra(drawing: Drawing, schema: type, argv: list[str]) -> int:
     """A command line with options: `-m` is a sweep, `--help`, `--cfg`, `--config-dir` ... are Hydra's own."""
+    argv = [as_meant(drawing.__name__, word) for word in argv]
     if {"-m", "--multirun"} & set(argv):
         return sweep(drawing, schema, argv)
     import hydra

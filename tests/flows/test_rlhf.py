@@ -12,6 +12,7 @@ from flows import plan, rehearsal, store
 from flows.compose import ConfigError, compose
 from flows.launch import travel
 from flows.rlhf import RLHF, rlhf
+from flows.sweeps import through_hydra
 from tests.flows import roads
 
 WITHOUT = ["reward_model=null", "ppo.rewards.model.weight=0", "ppo.rewards.field_match.weight=1"]
@@ -41,6 +42,12 @@ def test_the_road_ends_with_a_gguf_and_the_curves_of_ppo(first: Path) -> None:
     assert Path(report["product"]).suffix == ".gguf"
     (folder,) = (first / "runs").iterdir()
     assert (folder / "pictures" / "rollouts.png").exists()
+
+
+def test_in_a_sweep_too_a_choice_is_the_flows_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["-m", "plan=true", "debug=smoke", "ppo.kl.coef=0.1,0.2", f"runtime.root={tmp_path}"]
+    assert through_hydra(rlhf, RLHF, words) == 0
+    assert "2 ppo" in capsys.readouterr().out
 
 
 def test_another_kl_runs_ppo_and_what_lies_below_it(tiny_model: Path, first: Path, tmp_path: Path) -> None:
