@@ -24,7 +24,7 @@ down: ## end what `make up` started; the data stays
 	@test ! -x .venv/bin/python || .venv/bin/python -m deploy.services down
 
 test: dev ## set up, then run the tests (ARGS: pytest's arguments)
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 bench: dev ## set up, then measure the pipeline itself: a sweep, a cached run, a plan, 200 kills (about 35 minutes)
 	@.venv/bin/python -m tests.bench

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tasks.runtime import devices
 from tests import hand, tiny
 
 STEPS, BATCH, LONGEST = 2, 8, 480
@@ -173,7 +174,8 @@ def main(real: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--train"]:
         model, data, stage, method, work = sys.argv[2:]
-        train(Path(model), Path(data), stage, method, Path(work))
+        with devices.memory_at_hand():  # as every stage has it
+            train(Path(model), Path(data), stage, method, Path(work))
         print(most_held())
     else:
         main(sys.argv[1] if len(sys.argv) > 1 else "")

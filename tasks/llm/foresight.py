@@ -100,6 +100,7 @@ def of_ppo(cfg: Any, inputs: Mapping[str, Foreseen], **how: Any) -> tuple[float,
         tokens=rows * (asked + said),
         scored=0,
         lora=lora,
+        widened=False,
         accumulates=cfg.minibatch_size > rows,
         gpu=where.gpu,
         beside=copy + (each * _shape(inputs["judge"]).parameters if judged else 0),
@@ -122,6 +123,7 @@ def _training(
     measured: int,
     fresh: bool = False,
 ) -> float:
+    """`fresh`: a reward model's."""
     shape, adapter = _shape(policy), _adapter(policy)
     training = Training(
         shape,
@@ -130,6 +132,7 @@ def _training(
         scored,
         measured,
         lora=None if cfg.method == "full" else (not fresh and adapter) or vars(cfg.lora),
+        widened=not fresh,
         accumulates=cfg.batch_size > at_once * where.ranks,
         checkpointing=bool(cfg.args.get("gradient_checkpointing", True)),  # TRL's default
         optimizer=str(cfg.args.get("optim", "adamw_torch_fused")),

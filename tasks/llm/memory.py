@@ -94,6 +94,8 @@ class Training:
     """Positions that one forward pass of the evaluation scores."""
     lora: Mapping[str, Any] | None = None
     """Rank, dropout and targets of the adapter; None where every weight is trained."""
+    widened: bool = True
+    """The adapter multiplies in fp32 also beside bf16 weights: each of its layers keeps a copy of what comes in."""
     accumulates: bool = False
     """Several forward passes per step: gradients stay in memory during all but the first."""
     checkpointing: bool = False
@@ -157,8 +159,8 @@ class Training:
             dropped = 4 * wide if self.lora["dropout"] else 0
             if self.precision == "fp32":
                 each = self.shape.layers * (16 * h + 16 * q + 16 * m) + dropped
-            else:  # an fp32 copy of its bf16 input for each adapter
-                each = self.shape.layers * (8 * h + 8 * q + 6 * m) + 4 * wide + dropped
+            else:
+                each = self.shape.layers * (8 * h + 8 * q + 6 * m) + (4 * wide if self.widened else 0) + dropped
         return each * self.tokens
 
     def kept(self) -> float:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tasks.llm import models
-from tasks.llm.actor import Critic
+from tasks.llm.actor import Critic, Opening
+from tasks.llm.forks import forks
 from tasks.llm.ppo_knobs import KL
 from tasks.llm.rewards import Reward
 from tasks.llm.rollouts import Sampling
@@ -68,14 +70,31 @@ def test_a_policy_becomes_another_and_the_first_update_begins_at_its_reference(
     assert "reward" in (run.notes / "answers.md").read_text()
 
 
+@pytest.mark.parametrize("precision", [Precision.fp32, Precision.bf16])
 def test_an_adapter_is_gone_on_with_and_its_frozen_copy_is_the_reference(
-    base: Model, questions: Dataset, tmp_path: Path
+    base: Model, questions: Dataset, tmp_path: Path, precision: Precision
 ) -> None:
     first = hand.adapter(tmp_path / "first", base, scale=0.5)
     run = hand.run(tmp_path)
-    ppo.body(run, config(updates=1), first, questions)
+    ppo.body(run, config(updates=1, precision=precision), first, questions)
     assert history(tmp_path)[0]["kl"] == pytest.approx(0, abs=1e-5)
     assert json.loads((run.out / "stands_on.json").read_text()) == {"base": "ba5e"}
+
+
+def test_in_bf16_an_adapter_multiplies_in_bf16_and_its_weights_stay_fp32(base: Model) -> None:
+    opening = Opening(base.path, base.path, False, LoRA(rank=4), Critic.shared, "bf16", 1.0, 0)
+    acting, _ = opening()
+    layers = {name: one for name, one in acting.policy.named_modules() if name.endswith("lora_A.default")}
+    read, given = set[Any](), forks([[1, 2, 3]], [[4, 5]], 0, "cpu")
+    for layer in layers.values():
+        layer.register_forward_hook(lambda layer, inputs, out: read.add((inputs[0].dtype, out.dtype)))
+    with opening.mixed():
+        said = acting(given)
+    (said.log_probs.sum() + said.values.sum()).backward()
+    assert read == {(torch.bfloat16, torch.bfloat16)} and said.values.dtype == torch.float32
+    trained = acting.trained()
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in trained.values())
 
 
 def test_questions_need_no_answer_where_no_reward_compares_with_one(
