@@ -153,3 +153,10 @@ def test_no_answer_is_nearly_always_right() -> None:
     for field, most in (("category", 0.25), ("urgent", 0.75), ("refund", 0.8), ("product", 0.15), ("order_id", 0.5)):
         values = [ticket[field] for ticket in tickets]
         assert max(values.count(value) for value in values) / len(values) <= most
+
+
+@pytest.mark.parametrize("flag", ["urgent", "refund"])
+def test_a_flag_that_is_on_is_wrong_about_as_often_as_one_that_is_off(flag: str) -> None:
+    pairs = [(json.loads(chosen)[flag], json.loads(rejected)[flag]) for _, chosen, rejected in matched()]
+    on, off = (sum(right != wrong and wrong is which for right, wrong in pairs) for which in (True, False))
+    assert 0.8 < on / off < 1.25
