@@ -88,7 +88,7 @@ def build_trainer(
     import trl
     from datasets import Dataset as Rows
 
-    from tasks.llm import reward_models, reward_training, training
+    from tasks.llm import models, reward_models, reward_training, training
 
     precision, full = resolved(cfg.precision).value, cfg.method is Method.full
     prompts = len({tuple(pair["prompt_ids"]) for pair in train})
@@ -97,7 +97,7 @@ def build_trainer(
     if not full:
         model = training.adapt(model, cfg.lora, cfg.seed, head=reward_models.HEAD)
     if precision == "bf16":
-        training.multiply_in_bf16(model)
+        models.multiply_in_bf16(model)
     return reward_training.trainer(
         model=model,
         args=training.arguments(

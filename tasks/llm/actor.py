@@ -156,7 +156,7 @@ class Opening:
         )
 
     def _mixing(self, model: Any) -> Any:
-        return training.multiply_in_bf16(model) if self.precision == "bf16" else model
+        return models.multiply_in_bf16(model) if self.precision == "bf16" else model
 
     def mixed(self) -> AbstractContextManager[Any]:
         """fp32 weights, of an adapter or of a whole model, under bf16 arithmetic."""

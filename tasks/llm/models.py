@@ -104,6 +104,17 @@ def load(policy: Path, base: Path, precision: str, trainable: bool = False) -> P
     return model.to(best_device())
 
 
+def multiply_in_bf16(model: Any) -> Any:
+    """Have the fp32 weights of adapters multiply as the bf16 weights they stand beside do, under autocast. peft would
+    widen what comes in to fp32 first: copies of it for each layer, and products that are several times slower."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            layer.cast_input_dtype_enabled = False
+    return model
+
+
 def save(model: Any, out: Path, tokenizer_from: Path, base_digest: str = "") -> None:
     """Write a policy. An adapter records the digest of its base instead of the path PEFT would write."""
     if base_digest:

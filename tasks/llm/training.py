@@ -67,17 +67,6 @@ def adapt(model: Any, lora: LoRA, seed: int, head: str = "") -> Any:
     return get_peft_model(model, config)
 
 
-def multiply_in_bf16(model: Any) -> Any:
-    """Have the fp32 weights of adapters multiply as the bf16 weights they stand beside do, under autocast. peft would
-    widen what comes in to fp32 first: copies of it for each layer, and products that are several times slower."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer):
-            layer.cast_input_dtype_enabled = False
-    return model
-
-
 def rows_at_once(batch_size: int, micro_batch: int, sequences_per_row: float = 1, ranks: int = 1) -> int:
     """How many rows one forward pass of one rank takes (a pair is a row of two sequences, and of less than one where it
     shares its prompt with others); ValueError names the nearest splits that come out even."""

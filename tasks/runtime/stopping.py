@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 _LEAVING = 3.0
 """Seconds beyond the grace for telling MLflow and Prefect, before the watchdog ends what is still there."""
+_AT_ONCE = 0.3
+"""Seconds in which the same is asked twice by nobody: a parent that dies tells by each of its threads, `timeout` by the
+process and by its group."""
 _SIGNS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -36,7 +40,7 @@ class Stop:
 
     def __init__(self, grace: float = 5.0, say: Callable[[str], None] = lambda text: None) -> None:
         self.grace, self._say = grace, say
-        self._sign = 0
+        self._sign, self._since = 0, 0.0
         self._patient = False
         self._over = threading.Event()
         self._groups: set[int] = set()
@@ -98,7 +102,10 @@ class Stop:
             os.close(hear)
 
     def _heard(self, sign: int, frame: Any) -> None:
-        again, self._sign = self.asked, self._sign or sign
+        again, self._sign, heard = self.asked, self._sign or sign, time.monotonic()
+        if again and heard - self._since < _AT_ONCE:
+            return
+        self._since = self._since or heard
         if again or not self._patient:
             self.now()
         self._say(f"Stopping after this step, or in {self.grace:.0f} s. Once more stops at once.")
@@ -110,7 +117,7 @@ class Stop:
                 break
         else:
             return
-        if not self._over.wait(self.grace) and self._patient:
+        if not self._over.wait(max(self.grace, 2 * _AT_ONCE)) and self._patient:
             signal.pthread_kill(main, heard[0])
         if not self._over.wait(_LEAVING):
             for group in self._groups:

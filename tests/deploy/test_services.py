@@ -72,8 +72,15 @@ class Machine:
 
 
 @pytest.fixture(params=ENGINES)
-def machine(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
-    for place in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+def machine(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Machine]:
+    base = tmp_path_factory.getbasetemp()
+    deeper = [base.parent.parent] if base.name.startswith("popen-") else []  # several processes test
+    for place in (tmp_path, base, base.parent, *deeper):
         place.chmod(0o711)  # PostgreSQL does not run as root: its user has to get there
     folder = tmp_path / "services"
     folder.mkdir()

@@ -62,6 +62,15 @@ def test_a_body_that_asks_finishes_its_step_and_saves(sign: signal.Signals, isol
     assert "Stopping after this step" in started.process.communicate()[1]
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(folder: Path) -> None:
+    started = Started("patient", "none", folder)
+    for _ in range(2):
+        os.kill(started.process.pid, signal.SIGINT)
+        time.sleep(0.05)
+    assert started.process.wait(30) == 130
+    assert started.lines()[-1] == f"step {int(started.checkpoint()) - 1}"
+
+
 @pytest.mark.parametrize("isolation", PLACES)
 def test_a_body_that_never_asks_is_interrupted_at_once(isolation: str, folder: Path) -> None:
     code, seconds = Started("rude", isolation, folder).end(signal.SIGTERM)
