@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import re
 import threading
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from flows import checks
+from flows import checks, names
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 _LOCK = threading.Lock()
@@ -134,10 +132,17 @@ class _Composer:
         return node
 
     def _left_out(self, override: str) -> str:
-        """The stage that `reward_model=null` leaves out; to Hydra a choice and a key of one name, which it refuses."""
-        stage, _, value = override.partition("=")
-        optional = type(None) in typing.get_args(typing.get_type_hints(self.schema).get(stage))
-        return stage if value == "null" and optional and stage in _groups() else ""
+        """The stage that `reward_model=null` leaves out; to Hydra a choice and a key of one name, which it refuses.
+        Raises ValueError for one that the road needs."""
+        stage, _, value = override.removeprefix("~").partition("=")
+        hint = typing.get_type_hints(self.schema).get(stage)
+        if hint is None or stage not in _groups() or (value != "null" and not override.startswith("~")):
+            return ""
+        if type(None) not in typing.get_args(hint):
+            others = [road.stem for road in sorted(CONF.glob("*.yaml")) if stage not in choices(road.stem)]
+            without = f"; a road without it is {' or '.join(f'flows.{road}' for road in others)}" if others else ""
+            raise ValueError(f"flows.{self.name} needs its {stage}{without}.")
+        return stage if value == "null" else ""
 
     def _value(self, override: str) -> Override | None:
         """`sft.seed=1` parsed; none for `sft=full`, `preprocess@chats=mine` or a sweep, which are left to Hydra."""
@@ -200,47 +205,31 @@ def explain(schema: type, error: BaseException, override: str) -> str:
     choice = re.search(r"(?:Could not find|In '.*': Could not find) '([\w@]+)/(\w+)'", text)
     if choice:
         options = sorted(p.stem for p in (CONF / choice[1]).glob("*.yaml"))
-        return (
-            f"{choice[1]}={choice[2]}: no such choice.{_nearest(choice[2], options)} There are: {', '.join(options)}."
-        )
+        near = names.nearest(choice[2], options)
+        return f"{choice[1]}={choice[2]}: no such choice.{near} There are: {', '.join(options)}."
     key = override.lstrip("+~").split("=", 1)[0]
     if "Config group override must be a string" in text:
         return f"{override}: a choice is left out with ~{key}."
     if isinstance(error, AssertionError):
         return "A value stands below something that is null: leave out the value, or the null."
-    known = list(dict.fromkeys([*_keys(schema), *_groups()]))
+    known = list(dict.fromkeys([*names.keys(schema, key), *_groups()]))
     if key and key not in known and not any(key.startswith(k + ".") for k in known if k.endswith("args")):
-        return f"{key}: no such key.{_nearest(key, known)}"
+        return f"{key}: no such key.{names.nearest(key, known)}"
     if unfit := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
         return f"{key}={unfit[1]}: it wants {_KINDS.get(unfit[2], unfit[2])}."
+    if "Could not append" in text:
+        return f"{override}: the key is there already; leave out the +."
     if "is not Optional" in text:
         return f"{override}: it wants a value; leave the override out for the default."
     if "Ambiguous value" in text or "requires --multirun" in text:
         return f"{override}: several values are a sweep and want -m; a list is written [a,b]."
+    if fields := [k.removeprefix(key) for k in known if "." in key and k.rpartition(".")[0] == key]:
+        return f"{override}: name what of it is set: {key}{'=, '.join(fields)}=."
     line = text.strip().splitlines()[0]
     return f"{override}: {line}" if override else text.strip().replace("\n", " ")
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    """The nearest siblings of a name; where none is near, the nearest of all names."""
-    above, _, leaf = name.rpartition(".")
-    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == above]
-    near = [f"{above}.{k}".lstrip(".") for k in difflib.get_close_matches(leaf, siblings, n=2)]
-    near = near or difflib.get_close_matches(name, known, n=3)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    hints = typing.get_type_hints(schema)
-    for item in dataclasses.fields(schema):
-        yield prefix + item.name
-        options = typing.get_args(hints[item.name])  # a seat that may be null is `Config | None`
-        for part in options if type(None) in options else [hints[item.name]]:
-            if dataclasses.is_dataclass(part):
-                yield from _keys(typing.cast(type, part), f"{prefix}{item.name}.")
 
 
 def _groups() -> list[str]:
@@ -249,9 +238,9 @@ def _groups() -> list[str]:
 
 def dashed(schema: type, argv: list[str]) -> list[str]:
     """Choices and knobs written as options, each with how it is written."""
-    known = {*_keys(schema), *_groups()}
-    names = {word: word.lstrip("-").partition("=")[0] for word in argv if word.startswith("--")}
-    return [f"{word}: write {name}=..., without dashes." for word, name in names.items() if name in known]
+    typed = {word: word.lstrip("-").partition("=")[0] for word in argv if word.startswith("--")}
+    known = {name for name in typed.values() if name in (*names.keys(schema, name), *_groups())}
+    return [f"{word}: write {name}=..., without dashes." for word, name in typed.items() if name in known]
 
 
 def choices(name: str) -> dict[str, tuple[str, list[str]]]:

@@ -121,7 +121,8 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
     _refuse(tally, cfg.min_rows, cfg)
 
     chosen = sample(rows, cfg.max_rows, cfg.seed) if cfg.max_rows else rows
-    train, held = _divide(chosen, cfg, f"{_named(files)} {_counted(rows)}")
+    lost = f"{_faults(tally)} Mend them. Without them " if tally.bad else ""
+    train, held = _divide(chosen, cfg, f"{lost}{_named(files)} {_counted(rows)}")
     held = given or held
 
     _write(run.out / "train.jsonl", train)
@@ -158,15 +159,18 @@ def _ticks(run: Run) -> Any:
 def _refuse(tally: Tally, least: int, cfg: PreprocessConfig) -> None:
     """Stop at bad rows where the config says so, and where fewer than `least` rows are left."""
     if cfg.on_bad_rows is OnBadRows.fail and tally.bad:
-        faults = "; ".join(f"{reason} ({left.rows}): {', '.join(left.examples)}" for reason, left in tally.bad.items())
-        count = sum(left.rows for left in tally.bad.values())
-        raise TableError(f"{count} of {tally.rows} rows do not fit. {faults}. Mend them, or set on_bad_rows=drop.")
+        raise TableError(f"{_faults(tally)} Mend them, or set on_bad_rows=drop.")
     if tally.kept < least:
         why = ", ".join(f"{reason} {left.rows}" for reason, left in tally.left.items())
         raise TableError(
             f"only {tally.kept} of {tally.rows} rows are left, and {least} must be (min_rows). "
             f"Left out: {why or 'none'}. Mend these, or give more rows."
         )
+
+
+def _faults(tally: Tally) -> str:
+    faults = "; ".join(f"{reason} ({left.rows}): {', '.join(left.examples)}" for reason, left in tally.bad.items())
+    return f"{sum(left.rows for left in tally.bad.values())} of {tally.rows} rows do not fit. {faults}."
 
 
 def _named(files: Collection[str]) -> str:
@@ -178,7 +182,7 @@ def _counted(rows: Collection[Row]) -> str:
 
 
 def _divide(rows: list[Row], cfg: PreprocessConfig, source: str) -> tuple[list[Row], list[Row]]:
-    """Train and held-out rows. `source`: how many rows which files have."""
+    """Train and held-out rows. `source`: what is lost, and how many rows which files have."""
     if cfg.kind is Kind.prompts:
         return [], rows
     wanted = cfg.eval_rows or (max(1, round(cfg.eval_fraction * len(rows))) if cfg.eval_fraction else 0)

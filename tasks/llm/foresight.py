@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from tasks.llm import rewards
 from tasks.llm.memory import Practice, Shape, Training, Unforeseen
+from tasks.llm.rows import answer_of, prompt_of
 from tasks.llm.training import rows_at_once
 
 _READ = 16
@@ -249,10 +250,7 @@ def _told(place: Path, vocabulary: Path) -> tuple[int, int, int]:
     rows, answers, prompts = [0], [0], [0]
     with open(place, encoding="utf-8") as lines:
         for row in map(json.loads, heapq.nlargest(_READ, lines, key=len)):
-            pair = "chosen" in row
-            asked = row["prompt"] if pair else row["messages"][:-1]
-            said = max(count(row["chosen"]), count(row["rejected"])) if pair else count(row["messages"][-1]["content"])
-            answers.append(said)
-            prompts.append(sum(count(message["content"]) for message in asked))
-            rows.append(said + prompts[-1])
+            answers.append(max(count(answer_of(row)), count(row.get("rejected", ""))))
+            prompts.append(sum(count(message["content"]) for message in prompt_of(row)))
+            rows.append(answers[-1] + prompts[-1])
     return max(rows), max(answers), max(prompts)

@@ -128,7 +128,8 @@ class Gather:
         columns = list(first) if isinstance(first, Mapping) else []
         where, _, found = left.examples[0].partition(" ")
         fault = f"{where}: {reason}" + (f", {found}" if found else "")
-        return f"{fault}. Expected {expected(self.kind, self.shape)}. {self._hint(columns, path)}".strip()
+        hint = self._hint(columns, path) if first is not None else ""  # columns that nobody could read
+        return f"{fault}. Expected {expected(self.kind, self.shape)}. {hint}".strip()
 
     def _hint(self, columns: list[str], path: Path) -> str:
         if self._fits(columns):

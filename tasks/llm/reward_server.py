@@ -21,7 +21,7 @@ from http.client import HTTPException
 from itertools import count
 from typing import Any
 from urllib.error import HTTPError
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 TOKEN = "POSTTRAIN_REWARD_TOKEN"
 _SECRET = re.compile("token|key|secret|passw|auth|signature", re.IGNORECASE)
@@ -70,6 +70,8 @@ class Server:
     say: Callable[[str], None] = lambda text: None
     """Told when trouble begins: once, until the server answers at the first asking again."""
     troubled: bool = False
+    here: str = "ppo.rewards.NAME"
+    """What stands before its knobs where they are typed."""
 
     def __call__(self, prompts: Sequence[Any], answers: Sequence[str], wanted: Sequence[str]) -> Any:
         """The value under `scores`. Raises ServerError."""
@@ -82,7 +84,8 @@ class Server:
             except _Passing as said:
                 if attempt == self.retries:
                     attempts = f" ({attempt + 1} attempts)" if attempt else ""
-                    raise ServerError(f"{self.url} {said}{attempts}. {said.remedy}, then start again.") from None
+                    remedy = said.remedy.format(here=self.here)
+                    raise ServerError(f"{self.url} {said}{attempts}. {remedy}, then start again.") from None
                 self._pause(attempt, said)
 
     def _pause(self, attempt: int, said: _Passing) -> None:
@@ -105,11 +108,18 @@ class Server:
             said = f"answered {error.code}: {_beginning(_body(error))}"
             if error.code == 429 or error.code >= 500:
                 raise _Passing(said) from None
-            raise ServerError(f"{self.url} {said}. {_REMEDIES.get(error.code, _REMEDY)}") from None
+            remedy = _REMEDIES.get(error.code, _REMEDY).format(here=self.here, there=self._pointed(error))
+            raise ServerError(f"{self.url} {said}. {remedy}") from None
         except TimeoutError:
-            raise _Passing(f"did not answer within {self.timeout:g} s") from None
+            raise _Slow(f"did not answer within {self.timeout:g} s") from None
         except (OSError, HTTPException) as error:
             raise _Absent(f"cannot be reached: {getattr(error, 'reason', None) or repr(error)}") from None
+
+    def _pointed(self, error: HTTPError) -> str:
+        """Where a redirect leads, without its query, which may hold a secret; empty when that is no address to give."""
+        there = error.headers.get("Location", "")
+        bare = re.split("[?#]", hidden(urljoin(self.url, there)))[0]
+        return f", {bare}" if there and not unfit(bare) else ""
 
     def _scores(self, content: bytes) -> Any:
         try:
@@ -123,6 +133,10 @@ class _Passing(Exception):
     """What may be over in a moment."""
 
     remedy = "See to the server"
+
+
+class _Slow(_Passing):
+    remedy = "Set a longer {here}.timeout, or see to the server"
 
 
 class _Absent(_Passing):
@@ -139,10 +153,10 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 _REMEDY = "See to the server, or to what it expects."
 _REMEDIES = {
-    **dict.fromkeys((301, 302, 303, 307, 308), "Redirects are not followed: give the address it points to."),
+    **dict.fromkeys((301, 302, 303, 307, 308), "Redirects are not followed: give the address it points to{there}."),
     **dict.fromkeys((401, 403), f"Set {TOKEN} in the environment of the run to a token it accepts."),
     404: "Mend the path of the URL.",
-    413: "Set a smaller batch_size.",
+    413: "Set a smaller {here}.batch_size.",
 }
 
 

@@ -84,11 +84,11 @@ class Reward:
             if not self.pattern:
                 yield f"{here}.pattern is empty; give the regular expression that answers should match"
         elif self.pattern:
-            yield f"{here}.pattern belongs to regex; leave it away, or set {here}.source=regex"
+            yield f"{here}.pattern belongs to regex; leave it away, or set ppo.{here}.source=regex"
         if origin == "length" and self.target < 1:
             yield f"{here}.target={self.target} is no length; give the number of tokens that answers should have"
         elif origin != "length" and self.target:
-            yield f"{here}.target belongs to length; leave it away, or set {here}.source=length"
+            yield f"{here}.target belongs to length; leave it away, or set ppo.{here}.source=length"
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,9 @@ def _unfit(reward: Reward, name: str) -> Iterator[str]:
         known = [*READY, MODEL]
         near = " or ".join(difflib.get_close_matches(origin, known, 2))
         meant = f" Did you mean {near}?" if near else ""
-        others = "module:function, path/file.py:function and a URL"
-        yield f"there is no reward '{origin}'.{meant} As source go {', '.join(known)}, {others}"
+        way = "As source go" if reward.source else f"Give ppo.rewards.{name}.source=..., one of"
+        others = f"module:function, path/file.py:function {'and' if reward.source else 'or'} a URL"
+        yield f"there is no reward '{origin}'.{meant} {way} {', '.join(known)}, {others}"
 
 
 def problems(rewards: dict[str, Reward], has_model: bool) -> Iterator[str]:
@@ -137,7 +138,7 @@ def problems(rewards: dict[str, Reward], has_model: bool) -> Iterator[str]:
     for name in of_model(rewards) if not has_model else []:
         yield (
             f"rewards.{name} asks the trained reward model, and there is none; "
-            f"set rewards.{name}.weight=0, or leave the reward_model stage in"
+            f"set ppo.rewards.{name}.weight=0, or leave the reward_model stage in"
         )
 
 
@@ -154,7 +155,8 @@ def unsuited(rewards: dict[str, Reward], wanted: Sequence[str]) -> Iterator[str]
         if bad:
             yield (
                 f"rewards.{name} compares with the wanted answer, which is not {what} in {len(bad)} of {len(wanted)} "
-                f"rows, the first being {wanted[bad[0]][:80]!r}; leave such rows out, or set rewards.{name}.weight=0"
+                f"rows, the first being {wanted[bad[0]][:80]!r}; "
+                f"leave such rows out, or set ppo.rewards.{name}.weight=0"
             )
 
 
@@ -197,7 +199,11 @@ def _opened(name: str, reward: Reward, model: Scorer | None, say: Callable[[str]
         return model
     if reward.is_server():
         server = reward_server.Server(
-            origin, reward.timeout, reward.retries, say=lambda text: say(f"rewards.{name}: {text}")
+            origin,
+            reward.timeout,
+            reward.retries,
+            say=lambda text: say(f"rewards.{name}: {text}"),
+            here=f"ppo.rewards.{name}",
         )
         return partial(in_batches, partial(score_of, name, origin, server), reward.batch_size)
     if reward.is_code():

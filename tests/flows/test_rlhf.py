@@ -143,6 +143,31 @@ def test_rewards_have_names_of_ones_own_and_misspelled_sources_are_told() -> Non
     assert "Did you mean exact_match" in problems("ppo.rewards.exact_mach.weight=1")[0]
 
 
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("ppo.rewards.model.weight=high", "ppo.rewards.model.weight=high: it wants a number."),
+        ("ppo.rewards.mine.src=x", "ppo.rewards.mine.src: no such key. Did you mean ppo.rewards.mine.source?"),
+        ("ppo.rewards.mine.wieght=1", "ppo.rewards.mine.wieght: no such key. Did you mean ppo.rewards.mine.weight?"),
+        ("+ppo.rewards.mine.source=x", "+ppo.rewards.mine.source=x: the key is there already; leave out the +."),
+        ("ppo.rewards.mine=/a.py:score", "name what of it is set: ppo.rewards.mine.weight=, .source=, .pattern="),
+        (
+            "ppo.rewards.mine.weight=1",
+            "there is no reward 'mine'. Give ppo.rewards.mine.source=..., one of exact_match",
+        ),
+    ],
+)
+def test_a_mistake_in_a_reward_of_ones_own_names_the_key_that_was_meant(override: str, told: str) -> None:
+    (problem,) = problems(override)
+    assert told in problem
+
+
+@pytest.mark.parametrize("override", ["ppo=null", "~ppo"])
+def test_without_ppo_it_is_another_road(override: str) -> None:
+    told = f"{override}: flows.rlhf needs its ppo; a road without it is flows.sft_then_dpo."
+    assert problems(override) == [told]
+
+
 def test_knobs_that_an_adapter_of_sft_makes_void_are_good_without_it() -> None:
     assert [p.split(",")[0].split(":")[0] for p in problems("ppo.method=full", "ppo.lora.rank=8")] == [
         "ppo.method is full",

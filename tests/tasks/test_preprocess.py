@@ -128,6 +128,15 @@ def test_holding_out_everything_is_an_error(run: Run, tmp_path: Path) -> None:
         preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 1), eval_fraction=0.1))
 
 
+def test_where_rows_are_lost_a_split_that_fails_says_so_first(run: Run, tmp_path: Path) -> None:
+    path = numbered(tmp_path / "a.jsonl", 1)
+    with open(path, "a") as rows:
+        rows.write('\n{"prompt": "cut')
+    with pytest.raises(TableError, match=r"^1 of 2 rows do not fit\. cannot be parsed \(1\): a\.jsonl:2 .*") as error:
+        preprocess.body(run, PreprocessConfig(path=path, eval_rows=8))
+    assert "Mend them. Without them a.jsonl has 1 row and eval_rows holds out 8" in str(error.value)
+
+
 def test_rows_that_all_share_one_prompt_cannot_be_split(run: Run, tmp_path: Path) -> None:
     path = file(tmp_path / "a.jsonl", *({"prompt": "same", "completion": str(i)} for i in range(10)))
     with pytest.raises(TableError, match="share one prompt"):

@@ -231,7 +231,8 @@ def ppo(**more: Any) -> PPOConfig:
 def test_ppo_takes_what_its_longest_prompt_and_answer_ask_for(tiny_model: Path, tmp_path: Path) -> None:
     base, made = Seen("download", path=tiny_model), {"method": "lora", "lora": vars(LoRA())}
     adapter = Seen("sft", made, None, {"base": base})
-    told = Seen("preprocess", path=hand.dataset(tmp_path / "questions", hand.chats()).path)
+    asked = [{"prompt": chat["messages"][:-1], "answer": chat["messages"][-1]["content"]} for chat in hand.chats()]
+    told = Seen("preprocess", path=hand.dataset(tmp_path / "questions", asked).path)
     shape = Shape.of(json.loads((tiny_model / "config.json").read_text()))
 
     def peak(policy: Seen = base, judge: bool = False, micro_batch: int = 0, **more: Any) -> float:

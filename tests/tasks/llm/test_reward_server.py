@@ -152,7 +152,7 @@ def test_before_the_run_a_server_is_asked_once_and_not_waited_for(bank: Bank) ->
         (400, "See to the server"),
         (401, "Set POSTTRAIN_REWARD_TOKEN in the environment"),
         (404, "Mend the path"),
-        (413, "Set a smaller batch_size"),
+        (413, "Set a smaller ppo.rewards.NAME.batch_size"),
     ],
 )
 def test_a_refusal_is_final(bank: Bank, status: int, remedy: str) -> None:
@@ -172,6 +172,8 @@ def test_a_server_that_is_not_there_is_named(bank: Bank) -> None:
     bank.slow = 5
     with pytest.raises(ServerError, match=rf"{bank.url} did not answer within 0.05 s \(2 attempts\)"):
         ask(bank, retries=1, timeout=0.05)
+    with pytest.raises(ServerError, match=r"Set a longer ppo.rewards.x.timeout, or see to the server, then start"):
+        rewards.scorers({"x": Reward(source=bank.url, timeout=0.05, retries=0)}, None)["x"](said("a"))
     with pytest.raises(ServerError, match=r"http://127.0.0.1:9 cannot be reached: .*refused.* Start the server"):
         Server("http://127.0.0.1:9", 30, 0)([], [], [])
 
@@ -182,6 +184,22 @@ def test_a_redirect_is_not_followed_since_the_token_would_go_along(bank: Bank, m
     with pytest.raises(ServerError, match=r"answered 302: .*Redirects are not followed"):
         ask(bank)
     assert len(bank.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/v2/score?sig=tk-4711#x", r", http://127.0.0.1:\d+/v2/score\."),
+        ("https://there/score?sig=tk-4711", r", https://there/score\."),
+        ("https://me:tk-4711@there/score", r"\."),
+        ("", r"\."),
+    ],
+)
+def test_where_a_redirect_leads_is_told_without_its_secrets(bank: Bank, place: str, shown: str) -> None:
+    bank.reply(307, "", **({"Location": place} if place else {}))
+    with pytest.raises(ServerError, match=f"give the address it points to{shown}$") as error:
+        ask(bank)
+    assert SECRET not in str(error.value)
 
 
 @pytest.mark.parametrize("body", ["", "fine", "[1, 2]", '{"score": [1, 2]}', "null", "[" * 20_000])

@@ -266,6 +266,7 @@ def test_rows_that_a_component_cannot_compare_with_are_told() -> None:
     assert (
         "rewards.field_match compares" in fields and "not a JSON object in 3 of 4 rows, the first being 'Hi'" in fields
     )
+    assert fields.endswith("or set ppo.rewards.field_match.weight=0")
     assert "rewards.same compares" in same and "not a text in 1 of 4 rows, the first being ' '" in same
     assert list(rewards.unsuited(chosen, wanted[:1])) == []
     assert list(rewards.unsuited({"field_match": Reward(weight=0)}, wanted)) == []
