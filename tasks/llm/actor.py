@@ -146,8 +146,9 @@ class Opening:
 
     def _trained(self) -> Any:
         model = self._model()
-        fresh = not (self.full or models.is_adapter(self.policy))
-        return self._mixing(training.adapt(model, self.lora, self.seed) if fresh else model).eval()
+        if not (self.full or models.is_adapter(self.policy)):
+            model = self._mixing(training.adapt(model, self.lora, self.seed))
+        return model.eval()
 
     def _model(self) -> Any:
         """All alike, so that before its first step the policy is its reference to the last bit."""
