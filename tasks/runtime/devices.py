@@ -120,8 +120,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 @contextmanager
 def memory_at_hand() -> Iterator[None]:
     """Keep what a step frees for the next step, and return it in the end. glibc returns large tensors to the system at
-    once and asks for new pages, all to be cleared, a few hundred times in each step: up to a third of its time. What malloc is told
-    holds for the rest of the process."""
+    once and asks for new pages, all to be cleared, a few hundred times in each step: up to a third of its time.
+    What malloc is told holds for the rest of the process."""
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     glibc = library if library and hasattr(library, "mallopt") else None
     if glibc:
