@@ -1,14 +1,15 @@
 """Samples per second of our PPO beside the last PPO that TRL shipped, and where the time goes.
 
     pip install --no-deps --target FOLDER trl==1.12.0
-    python -m tests.bench_ppo MODEL [--trl FOLDER] [--adapter POLICY] [--rounds N] [--sizes 4 8 16]
+    python -m tests.bench_ppo MODEL [--trl FOLDER] [--adapter POLICY] [--rounds N] [--sizes 4 8 16] [--sides ours trl]
 
 Both draw the same number of tokens for the same prompts, the first of the bundled questions, and learn from them with
 one optimizer step per epoch. Nobody has a stop token, so every answer has its full length. Policies are LoRA adapters
 on MODEL in bf16 (or POLICY is continued), the judge is a classifier of the same size with a random head. Each side is a
 process of its own that makes one update when it is told to: ours, theirs, ours, theirs ... The first update of each
 is not counted. TRL gets the sizes that are fastest for it: every one is tried once, with the critic as TRL has it, and
-the best for drawing need not be the best for learning.
+the best for drawing need not be the best for learning. All sides stand in memory at once, about 5 GB each for a model
+of 135M: where that is too much, name fewer.
 
 What differs: our critic shares the policy's trunk unless it says `separate`, TRL's is a model of its own with all its
 weights trained, or with an adapter as the policy has it. We score the answer's text, TRL its tokens. We run 16
@@ -18,7 +19,6 @@ sequences at once through a model, our default.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -77,8 +77,6 @@ class Worker(Clock):
         self.stack[0] = cause
 
     def wait(self) -> None:
-        if sys.platform == "linux":  # all sides stand side by side in memory, and only one works
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
         if not sys.stdin.readline():
             raise SystemExit
         self.phase("")
@@ -213,9 +211,11 @@ def main(given: argparse.Namespace) -> None:
         scratch = Path(place)
         prepared(scratch, given)
         sizes = best(scratch, given) if given.trl else (0, 0)
-        sides = {name: stack.enter_context(Side(scratch, "tests.bench_ppo", [name])) for name in OURS}
-        for name, critic in THEIRS.items() if given.trl else ():
-            sides[name] = stack.enter_context(theirs(scratch, given, critic, *sizes))
+        sides: dict[str, Side] = {}
+        for name in (name for name in given.sides if name in OURS):
+            sides[name] = stack.enter_context(Side(scratch, "tests.bench_ppo", [name]))
+        for name in (name for name in given.sides if name in THEIRS and given.trl):
+            sides[name] = stack.enter_context(theirs(scratch, given, THEIRS[name], *sizes))
         told: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
         for _ in range(given.rounds):
             for name, side in sides.items():
@@ -248,4 +248,7 @@ if __name__ == "__main__":
         for knob, default in (("rounds", 5), ("batch", 16), ("tokens", 48), ("epochs", 4)):
             parser.add_argument(f"--{knob}", type=int, default=default)
         parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="to try for TRL, sequences at once")
+        parser.add_argument(
+            "--sides", nargs="+", default=[*OURS, *THEIRS], choices=[*OURS, *THEIRS], help="who competes"
+        )
         main(parser.parse_args())
