@@ -10,11 +10,13 @@ from tasks.convert import ConvertConfig, convert
 from tasks.encode import EncodeConfig, encode
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.fidelity import FidelityConfig, fidelity
+from tasks.llm.tables import TableError
 from tasks.llm.training import LoRA, Method
 from tasks.merge import MergeConfig, merge
-from tasks.preprocess import PreprocessConfig
+from tasks.preprocess import PreprocessConfig, preprocess
 from tasks.quantize import QuantizeConfig, quantize
 from tasks.runtime import Comparison, Dataset, Model
+from tasks.runtime.session import current
 from tasks.sft import SFTConfig, sft
 
 
@@ -43,6 +45,19 @@ def problems(cfg: Legs, name: str, after: Any) -> Iterator[str]:
             yield f"{name}.lora has no effect: {does}. Set sft.lora instead."
     if cfg.evaluate.max_new_tokens == 0:
         yield "evaluate.max_new_tokens is 0, and this road scores answers: give 96. Only retention may do without."
+
+
+def rows(*seats: PreprocessConfig | None) -> list[Any]:
+    """A data set for each seat, None for one that is left out; what is wrong with any of them is told at once."""
+    found, wrong = [], []
+    for seat in seats:
+        try:
+            found.append(preprocess(seat) if seat else None)
+        except TableError as error:
+            wrong.append(f"{current().seats.get(id(seat), 'rows')}: {error}")
+    if wrong:
+        raise TableError("\n".join(wrong))
+    return found
 
 
 def tuned(cfg: Legs, base: Model, chats: Dataset | None) -> Model:

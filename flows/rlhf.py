@@ -25,7 +25,7 @@ from tasks.fidelity import FidelityConfig
 from tasks.llm import rewards
 from tasks.merge import MergeConfig
 from tasks.ppo import PPOConfig, ppo
-from tasks.preprocess import PreprocessConfig, preprocess
+from tasks.preprocess import PreprocessConfig
 from tasks.quantize import QuantizeConfig
 from tasks.reward_model import RewardModelConfig, reward_model
 from tasks.runtime import Comparison
@@ -66,10 +66,8 @@ class RLHF(Road):
 
 
 def rlhf(cfg: RLHF) -> Comparison:
-    chats = preprocess(cfg.chats) if cfg.sft else None
-    pairs = preprocess(cfg.pairs) if cfg.reward_model else None
-    questions, prompts = preprocess(cfg.questions), preprocess(cfg.prompts)
-    general = preprocess(cfg.general) if cfg.general else None
+    learned = cfg.chats if cfg.sft else None, cfg.pairs if cfg.reward_model else None
+    chats, pairs, questions, prompts, general = legs.rows(*learned, cfg.questions, cfg.prompts, cfg.general)
     rehearsal.of_rewards(rlhf, cfg, questions)
     base = download(cfg.download)
     tuned = legs.tuned(cfg, base, chats)

@@ -21,7 +21,7 @@ from tasks.encode import EncodeConfig
 from tasks.evaluate import EvaluateConfig
 from tasks.fidelity import FidelityConfig
 from tasks.merge import MergeConfig
-from tasks.preprocess import PreprocessConfig, preprocess
+from tasks.preprocess import PreprocessConfig
 from tasks.quantize import QuantizeConfig
 from tasks.reference import ReferenceConfig, reference
 from tasks.runtime import Comparison
@@ -56,9 +56,8 @@ class SFTThenDPO(Road):
 
 
 def sft_then_dpo(cfg: SFTThenDPO) -> Comparison:
-    chats = preprocess(cfg.chats) if cfg.sft else None
-    pairs, prompts = preprocess(cfg.pairs), preprocess(cfg.prompts)
-    general = preprocess(cfg.general) if cfg.general else None  # what is wrong with rows is told before a long download
+    given = cfg.pairs, cfg.prompts, cfg.general  # what is wrong with rows is told before a long download
+    chats, pairs, prompts, general = legs.rows(cfg.chats if cfg.sft else None, *given)
     base = download(cfg.download)
     tuned = legs.tuned(cfg, base, chats)
     known = reference(cfg.reference, tuned, pairs)

@@ -240,7 +240,7 @@ class Plan:
             if step.peak > devices.memory():
                 step.peak_least, _ = call.stage.needs(call.config, inputs, **self._how(call) | {"micro_batch": 1})
         except LookupError as error:
-            step.peak_note = str(error)
+            step.peak_note = f"unknown, for {error!r}" if isinstance(error, KeyError | IndexError) else str(error)
 
     def _how(self, call: Call) -> dict[str, Any]:
         config, asked = self.session.config, getattr(call.config, "precision", devices.Precision.fp32)

@@ -13,6 +13,7 @@ from flows.compose import ConfigError, compose
 from flows.launch import travel
 from flows.rlhf import RLHF, rlhf
 from flows.sweeps import through_hydra
+from tasks.llm.tables import TableError
 from tests.flows import roads
 
 WITHOUT = ["reward_model=null", "ppo.rewards.model.weight=0", "ppo.rewards.field_match.weight=1"]
@@ -54,6 +55,18 @@ def test_another_kl_runs_ppo_and_what_lies_below_it(tiny_model: Path, first: Pat
     again = Path(shutil.copytree(first, tmp_path / "again"))
     below = {"ppo", "merge", "convert", "quantize", "fidelity", "evaluate of ppo", "evaluate of quantize", "compare"}
     assert roads.made(travelled(tiny_model, again, "ppo.kl.coef=0.3")) == below | {"evaluate retention of ppo"}
+
+
+def test_what_is_wrong_with_several_files_of_rows_is_told_at_once_and_nothing_is_fetched(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "odd.jsonl").write_text('{"said": "yes"}\n')
+    given = overrides(
+        tiny_model, tmp_path, *(f"{seat}.path={tmp_path / 'odd.jsonl'}" for seat in ("chats", "questions"))
+    )
+    with pytest.raises(TableError, match=r"(?s)^chats: .*said.*\nquestions: .*said"):
+        travel(rlhf, compose("rlhf", RLHF, given), given)
+    assert {kind.name for kind in (tmp_path / "store/manifests").iterdir()} == {"preprocess"}
 
 
 MINE = "def score(prompts, answers, wanted):\n    open({tally!r}, 'a').write('asked\\n')\n    return {returns}\n"
