@@ -39,12 +39,14 @@ def draw(story: Story, place: Path) -> bool:
                     label=_CALLED.get(name, name.rpartition("/")[2]),
                     linewidth=1.0 if name.startswith("reward/") else 1.8,
                 )
-            if len(shown) > 1:
-                axes.legend()
             if unit == "reward" and (off := manifest["config"].get("missing_eos_penalty")):
                 title += f", {off:g} off where cut"
             axes.set(title=title, xlabel=f"update of {story.called(manifest['stage'])}", ylabel=unit)
             style.from_zero(axes)
+            if len(shown) > 1:
+                low, high = axes.get_ylim()
+                axes.set_ylim(low, high + (high - low) / 4)  # room for the legend, which would lie on the lines
+                axes.legend(loc="upper right", ncols=2)
             axes.xaxis.get_major_locator().set_params(integer=True)
     return True
 
