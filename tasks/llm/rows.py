@@ -159,10 +159,16 @@ def normalise(value: Any, kind: Kind, shape: Format = Format.auto) -> Row:
         raise BadRow("not valid Unicode", "holds half of a surrogate pair; write the text again as UTF-8") from error
 
 
+_ANSWERS = ("answer", "completion", "output", "response")
+"""What answers are called in one shape or another: not to be taken for a question that has none."""
+
+
 def _unanswered(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """With an empty answer where a question has none."""
     for asked, said in (("instruction", "output"), ("prompt", "completion")):
         if asked in row and row.get(said) is None:
+            if other := [column for column in _ANSWERS if row.get(column)]:
+                raise BadRow("its answer has another name", f"{other[0]!r} must be called {said!r}")
             return {**row, said: ""}
     for column, shape in (("messages", Format.messages), ("conversations", Format.sharegpt)):
         if column in row and (talk := SHAPES[shape].read(row)) and talk[-1]["role"] == "user":

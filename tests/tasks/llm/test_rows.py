@@ -238,3 +238,9 @@ def test_a_question_keeps_its_answer() -> None:
     assert normalise(given, Kind.questions) == normalise(given, Kind.prompts)
     with pytest.raises(BadRow, match="empty prompt"):
         normalise({"prompt": ""}, Kind.questions)
+
+
+@pytest.mark.parametrize("column", ["answer", "output"])
+def test_an_answer_by_another_name_is_no_question_without_one(column: str) -> None:
+    with pytest.raises(BadRow, match="its answer has another name"):
+        normalise({"prompt": "Why?", column: "Because."}, Kind.questions)
