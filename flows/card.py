@@ -180,12 +180,13 @@ def _asked(manifest: Manifest) -> Iterator[str]:
             yield f"{name} {_shown(value)}"
 
 
-def _flat(fields: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flat(fields: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """`kl.coef`, `rewards.mine.weight`; the trainer's own arguments by their own names."""
     for name, value in fields.items():
         if isinstance(value, dict):
-            yield from _flat(value)
+            yield from _flat(value, "" if name == "args" else f"{above}{name}.")
         else:
-            yield name, value
+            yield f"{above}{name}", value
 
 
 def _shown(value: Any) -> str:

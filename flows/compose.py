@@ -208,6 +208,9 @@ def explain(schema: type, error: BaseException, override: str) -> str:
         near = names.nearest(choice[2], options)
         return f"{choice[1]}={choice[2]}: no such choice.{near} There are: {', '.join(options)}."
     key = override.lstrip("+~").split("=", 1)[0]
+    seats = [item.name for item in dataclasses.fields(schema)]
+    if key in _groups() and key not in (*seats, "debug", "experiment", "preprocess"):
+        return f"{key}: this road has no such stage.{names.nearest(key, seats)}"
     if "Config group override must be a string" in text:
         return f"{override}: a choice is left out with ~{key}."
     if isinstance(error, AssertionError):
@@ -217,12 +220,18 @@ def explain(schema: type, error: BaseException, override: str) -> str:
         return f"{key}: no such key.{names.nearest(key, known)}"
     if unfit := re.search(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", text):
         return f"{key}={unfit[1]}: it wants {_KINDS.get(unfit[2], unfit[2])}."
+    if one_of := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", text):
+        near = names.nearest(one_of[1], one_of[2].split(", "))
+        return f"{key}={one_of[1]}: no such choice.{near} There are: {one_of[2]}."
     if "Could not append" in text:
         return f"{override}: the key is there already; leave out the +."
     if "is not Optional" in text:
         return f"{override}: it wants a value; leave the override out for the default."
     if "Ambiguous value" in text or "requires --multirun" in text:
         return f"{override}: several values are a sweep and want -m; a list is written [a,b]."
+    if "Cannot assign" in text and "Dict[" in text:
+        below = [k for k in names.keys(schema, f"{key}.NAME") if k.startswith(f"{key}.NAME.")]
+        return f"{override}: give each of them by its name: {below[0] if below else f'{key}.NAME'}=."
     if fields := [k.removeprefix(key) for k in known if "." in key and k.rpartition(".")[0] == key]:
         return f"{override}: name what of it is set: {key}{'=, '.join(fields)}=."
     line = text.strip().splitlines()[0]

@@ -133,7 +133,8 @@ def _road(asked: Asked, scratch: Path) -> tuple[Callable[[Any], Any], Any]:
 
 def _changed(config: Any, asked: Asked, store: Store) -> Iterator[str]:
     """The fields whose meaning in the world (a file's bytes, a branch's commit) is another than in that run."""
-    for item in stage_fields(config):
+    seats = {str(row["call"]).partition(" of ")[0].split()[-1] for row in asked.stages}  # the others read nothing
+    for item in (item for item in stage_fields(config) if item.name in seats):
         stage = getattr(config, item.name)
         now = keys.keyed_fields(stage, store)
         known = [m["fields"] for m in asked.manifests if set(m["config"]) == set(keys.plain(stage))]

@@ -27,6 +27,7 @@ from tasks.runtime.catalogue import Catalogue, Entry, Unnamed
 from tasks.runtime.collect import Rules, clutter, collect, reached_runs
 from tasks.runtime.export import export
 from tasks.runtime.registry import Unheard, registered
+from tasks.runtime.stopping import Stopped
 from tasks.runtime.upkeep import Refused
 
 Answer = tuple[dict[str, Any], int]
@@ -213,6 +214,8 @@ def _answer(args: argparse.Namespace) -> Answer:
         return {"error": str(error), "candidates": error.candidates}, 2
     except (Refused, Unheard, ValueError) as error:
         return {"error": str(error), "candidates": []}, 1
+    except Stopped as stop:
+        return {"error": f"{stop}. The same command goes on from here.", "candidates": []}, stop.code
     return done
 
 

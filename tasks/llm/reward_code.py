@@ -92,9 +92,16 @@ def load(named: str) -> Callable[..., Any]:
     try:
         module = _run(place) if where.endswith(".py") else importlib.import_module(where)
     except Exception as error:
-        raise CodeError(f"{named} cannot be imported: {told(error, named)}") from error
+        alone = " (a file finds what is installed, not what lies beside it)" if _beside(error, place) else ""
+        raise CodeError(f"{named} cannot be imported: {told(error, named)}{alone}") from error
     found: Callable[..., Any] = getattr(module, function)
     return found
+
+
+def _beside(error: Exception, place: Path) -> bool:
+    """Whether what it did not find to import lies in the same folder. That would be no part of the key."""
+    lost = isinstance(error, ModuleNotFoundError) and error.name
+    return bool(lost) and any((place.parent / f"{lost}{end}").exists() for end in (".py", ""))
 
 
 def told(error: Exception, named: str) -> str:

@@ -37,8 +37,8 @@ class Reward:
     """Where its scores come from: exact_match, json_valid, field_match, regex, length, model (the trained reward
     model), module:function, path/file.py:function, http://... or https://... Empty: the component's own name."""
     pattern: str = ""
-    """Of regex: a Python regular expression for the whole answer, white space at its ends aside. To find it anywhere:
-    (?s).*it.*"""
+    """Of regex: a Python regular expression for the whole answer, white space at its ends aside. In quotes of its own,
+    as in 'ppo.rewards.regex.pattern="(?s).*it.*"', which finds it anywhere."""
     target: int = 0
     """Of length: how many tokens an answer should have."""
     timeout: float = 60.0

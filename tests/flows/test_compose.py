@@ -82,6 +82,23 @@ def test_a_misspelled_knob_of_the_trainer_names_the_nearest() -> None:
     assert problem.startswith("dpo.args.bta is no knob of DPOConfig. Did you mean beta")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("ppo.rewards=x", "ppo.rewards=x: give each of them by its name: ppo.rewards.NAME.weight=."),
+        ("ppo.critic=both", "ppo.critic=both: no such choice. There are: shared, separate."),
+    ],
+)
+def test_a_value_that_a_key_cannot_hold_says_what_it_can(override: str, said: str) -> None:
+    with pytest.raises(compose.ConfigError) as error:
+        compose.compose("rlhf", RLHF, [override])
+    assert error.value.problems == [said]
+
+
+def test_a_stage_of_another_road_is_no_stage_of_this_one() -> None:
+    assert wrong("reward_model=null") == ["reward_model: this road has no such stage."]
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     assert len(wrong("sft.lora.rnk=8", "dwnload=hub", "quantize=q9")) == 3
     assert len(wrong("sft.batch_size=0", "reference.cutoff=1", "sft.args.seed=3")) == 3

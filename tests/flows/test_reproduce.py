@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 import types
 from contextlib import nullcontext
@@ -17,6 +18,7 @@ from flows import launch
 from flows import reproduce as module
 from flows import store as command
 from tasks.runtime import Model, RuntimeConfig, session
+from tasks.runtime.stopping import Stopped
 from tests import toys
 from tests.flows import roads
 
@@ -27,6 +29,8 @@ CLEAN = {"commit": "c0ffee" * 6 + "abcd", "dirty": "no"}
 class Toys(launch.Road):
     collect: toys.CollectConfig = field(default_factory=toys.CollectConfig)
     train: toys.TrainConfig = field(default_factory=toys.TrainConfig)
+    spare: toys.CollectConfig = field(default_factory=toys.CollectConfig)
+    """Left out by this road, as pairs are without a reward model."""
 
 
 def toy_road(cfg: Toys) -> Model:
@@ -37,11 +41,13 @@ def toy_road(cfg: Toys) -> Model:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a run of a road of toys, made by clean code, has left its data, rows and tally. Shared: copy it."""
     place = tmp_path_factory.mktemp("finished")
-    (place / "rows.txt").write_text("a row")
+    for name in ("rows.txt", "spare.txt"):
+        (place / name).write_text("a row")
     config = Toys(
         RuntimeConfig(root=str(place / "data")),
         collect=toys.CollectConfig(path=str(place / "rows.txt"), tally=str(place / "tally")),
         train=toys.TrainConfig(tally=str(place / "tally")),
+        spare=toys.CollectConfig(path=str(place / "spare.txt"), tally=str(place / "tally")),
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "git_state", lambda: CLEAN)
@@ -170,6 +176,25 @@ def test_data_that_was_edited_is_refused_before_anything_runs(
         (finished / "rows.txt").write_text("a row")
     assert code == 1 and found["error"].splitlines()[1:] == ["  collect.path"]
     assert tally.read_text() == ""
+
+
+@pytest.mark.usefixtures("one_mlflow")
+def test_data_that_the_run_did_not_read_may_be_edited(
+    root: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (finished / "spare.txt").write_text("another row")
+    assert reproduced(root, capsys)[0] == 0
+
+
+def test_one_that_is_stopped_ends_as_a_run_does(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped(signal.SIGINT)
+
+    monkeypatch.setattr(module, "travel", stopped)
+    code, found = reproduced(root, capsys)
+    assert code == 130 and found["error"] == "Stopped by SIGINT. The same command goes on from here."
 
 
 def test_a_run_that_is_not_there_or_did_not_finish_is_told(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,3 +49,10 @@ def test_a_file_that_cannot_be_run_is_told_with_its_line(tmp_path: Path) -> None
     (tmp_path / "mine.py").write_text("def score(a, b, c): ...\nimport no_such_thing\n")
     (said,) = reward_trial.problems({"mine": Reward(source=f"{tmp_path}/mine.py:score")}, [], "")
     assert "cannot be imported: ModuleNotFoundError: No module named 'no_such_thing' (line 2: import no_such" in said
+
+
+def test_a_file_that_imports_what_lies_beside_it_is_told_why_that_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("WORDS = []\n")
+    (tmp_path / "mine.py").write_text("from beside import WORDS\ndef score(a, b, c): ...\n")
+    (said,) = reward_trial.problems({"mine": Reward(source=f"{tmp_path}/mine.py:score")}, [], "")
+    assert said.endswith("(a file finds what is installed, not what lies beside it)")
