@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+from flows import report
 from tasks.compare import CompareConfig, compare
 from tasks.convert import ConvertConfig, convert
 from tasks.encode import EncodeConfig, encode
@@ -48,7 +49,8 @@ def problems(cfg: Legs, name: str, after: Any) -> Iterator[str]:
 
 
 def rows(*seats: PreprocessConfig | None) -> list[Any]:
-    """A data set for each seat, None for one that is left out; what is wrong with any of them is told at once."""
+    """A data set for each seat, None for one that is left out; what is wrong with any of them is told at once, and
+    what is odd about them is said before anything long begins."""
     found, wrong = [], []
     for seat in seats:
         try:
@@ -57,6 +59,10 @@ def rows(*seats: PreprocessConfig | None) -> list[Any]:
             wrong.append(f"{current().seats.get(id(seat), 'rows')}: {error}")
     if wrong:
         raise TableError("\n".join(wrong))
+    if any(record.state == "made" for record in current().records):
+        for name, text in report.remarks(current()):
+            if name != "drift":
+                current().screen.say(text)
     return found
 
 

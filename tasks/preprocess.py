@@ -124,9 +124,6 @@ def preprocess(run: Run, cfg: PreprocessConfig) -> dict[str, float]:
     lost = f"{_faults(tally)} Mend them. Without them " if tally.bad else ""
     train, held = _divide(chosen, cfg, f"{lost}{_named(files)} {_counted(rows)}")
     held = given or held
-    if cfg.eval_rows and len(held) > len(train):
-        better = f"set {cfg.kind.value}.eval_rows={few(len(chosen))} for less"
-        run.say(f"{len(held)} rows are held out, which leaves {len(train)} to learn from: {better}.")
 
     _write(run.out / "train.jsonl", train)
     _write(run.out / "eval.jsonl", held)

@@ -20,9 +20,9 @@ _PLAIN_EVERY = 30.0
 class Screen:
     def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
         self._tell = tell
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, markup=False)  # a path or a pattern may hold [brackets]
         columns = (
-            TextColumn("  {task.description:<28}"),
+            TextColumn("  {task.description:<28}", markup=False),
             BarColumn(bar_width=28),
             TextColumn("{task.fields[count]:>14}"),
             TimeElapsedColumn(),

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from flows import card, remarks, report, usage
+from flows import card, legs, remarks, report, usage
 from flows.story import Story
+from tasks.llm.rows import Kind
+from tasks.preprocess import PreprocessConfig
 from tasks.runtime import RuntimeConfig, session
 from tasks.runtime.session import Record
 from tests.flows import stories
@@ -50,6 +52,20 @@ def test_prompts_that_are_also_trained_on_are_counted_once_whatever_their_spelli
         "3 of the 4 held-out prompts are also trained on (chats and pairs): their scores measure memory. "
         "Remove them from prompts."
     ]
+
+
+def test_what_is_odd_about_rows_is_said_as_soon_as_they_are_read_and_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"prompt": "{i}?", "completion": "{i}!"}}\n' for i in range(9)))
+    chats = PreprocessConfig(path=str(tmp_path / "a.jsonl"), eval_rows=6)
+    prompts = PreprocessConfig(kind=Kind.prompts, path=chats.path)
+    for times in (1, 0):
+        with session(RuntimeConfig(root=str(tmp_path / "data"))):
+            legs.rows(chats, prompts)
+        said = capsys.readouterr().err
+        assert said.count("6 of 9 rows are held out") == times
+        assert said.count("3 of the 9 held-out prompts are also trained on") == times
 
 
 def test_each_set_of_prompts_goes_by_its_seat(told: Story) -> None:

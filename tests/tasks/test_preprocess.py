@@ -12,7 +12,6 @@ from tasks.llm.rows import Format, Kind, read_split
 from tasks.llm.tables import TableError
 from tasks.preprocess import OnBadRows, PreprocessConfig, preprocess
 from tasks.runtime import Run
-from tests import hand
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,15 +116,6 @@ def test_a_file_without_rows_is_named(run: Run, tmp_path: Path, text: str) -> No
 def test_the_rows_that_max_rows_takes_are_told_from_those_of_the_file(run: Run, tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"a\.jsonl has 9 rows, max_rows takes 4 of them, and eval_rows holds out 5"):
         preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 9), max_rows=4, eval_rows=5))
-
-
-def test_more_rows_held_out_than_left_to_learn_from_are_told(tmp_path: Path) -> None:
-    said: list[str] = []
-    run = hand.run(tmp_path, say=said.append)
-    preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 9), eval_rows=4))
-    assert said == []
-    preprocess.body(run, PreprocessConfig(path=numbered(tmp_path / "a.jsonl", 9), eval_rows=6))
-    assert said[-1] == "6 rows are held out, which leaves 3 to learn from: set chats.eval_rows=1 for less."
 
 
 def test_holding_out_everything_is_an_error(run: Run, tmp_path: Path) -> None:

@@ -38,3 +38,11 @@ def test_progress_of_nothing_and_of_unknown_length_is_harmless(capsys: Capture) 
         screen.begin("fetch")
         screen.advance(10, 0, "bytes")
     assert capsys.readouterr().err == ""
+
+
+def test_brackets_are_said_as_they_stand(capsys: Capture) -> None:
+    with Screen() as screen:
+        screen.begin("preprocess")
+        screen.say("(?s)[a-z]+[/b] has a bracket")
+        screen.done("[/data] is done")
+    assert capsys.readouterr().err == "  (?s)[a-z]+[/b] has a bracket\n[/data] is done\n"
